@@ -1,0 +1,95 @@
+# rlhf-trl: from preference pairs to a comparison of PPO, GRPO and DPO.
+
+PROFILE ?= demo
+RUNS    ?= runs
+SEED    ?= 0
+MODEL   ?=
+DATA    ?=
+ARGS    ?=
+PYTHON  ?= python3
+
+OUT       := $(RUNS)/$(PROFILE)
+CONFIG    := configs/$(PROFILE)
+INSTALLED := .venv/.installed
+RUN       := .venv/bin/python
+
+# The demo makes its own data and model; every other profile names them in its configs.
+ifeq ($(PROFILE),demo)
+DEMO  := $(OUT)/model/config.json
+MODEL := $(or $(MODEL),$(OUT)/model)
+DATA  := $(or $(DATA),$(OUT)/data)
+endif
+
+# ARGS goes to the steps named on the command line, not to those that they first need.
+args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
+COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo all sft reward ppo grpo dpo score report test lint clean
+
+help:
+	@echo 'make TARGET [VARIABLE=VALUE ...]'
+	@echo
+	@echo '  demo     install, then run everything on the demo profile (minutes, no GPU, no network)'
+	@echo '  all      train sft, reward, ppo, grpo and dpo, evaluate them, write the report'
+	@echo '  sft, reward, ppo, grpo, dpo'
+	@echo '           train one of them, and first what it needs; nothing is made twice'
+	@echo '  score    sample all policies on the same prompts and score the replies'
+	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md'
+	@echo '  test     install, then lint and run the tests'
+	@echo '  clean    delete RUNS/PROFILE'
+	@echo
+	@echo '  PROFILE  $(notdir $(wildcard configs/*))  (now: $(PROFILE))'
+	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
+	@echo '  DATA     data: a folder or a hub name (default: the one in the profile)'
+	@echo '  SEED     seed of data, training and evaluation (now: $(SEED))'
+	@echo '  RUNS     folder for the results (now: $(RUNS))'
+	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_coef 0.1"'
+	@echo '  ARGS_sft, ARGS_reward, ARGS_ppo, ARGS_grpo, ARGS_dpo, ARGS_score'
+	@echo '           options for one step of a longer chain: make all ARGS_ppo="--kl_coef 0.1"'
+
+demo:
+	@$(MAKE) --no-print-directory PROFILE=demo all
+
+all: report
+sft reward ppo grpo dpo: %: $(OUT)/%/manifest.json
+score: $(OUT)/eval/manifest.json
+report: $(OUT)/report/ANALYSIS.md
+
+$(OUT)/model/config.json: | $(INSTALLED)
+	$(RUN) -m rlhf_trl.demo --output_dir $(OUT) --seed $(SEED)
+
+$(OUT)/sft/manifest.json: $(CONFIG)/sft.yaml $(DEMO) | $(INSTALLED)
+	$(RUN) recipes/sft.py --config $< --output_dir $(@D) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(call args,sft)
+
+$(OUT)/reward/manifest.json $(OUT)/dpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json | $(INSTALLED)
+	$(RUN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(call args,$*)
+
+$(OUT)/ppo/manifest.json $(OUT)/grpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json $(OUT)/reward/manifest.json | $(INSTALLED)
+	$(RUN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft --reward_model_path $(OUT)/reward $(call args,$*)
+
+POLICIES := $(foreach policy,sft reward ppo grpo dpo,$(OUT)/$(policy)/manifest.json)
+
+$(OUT)/eval/manifest.json: $(CONFIG)/eval.yaml $(POLICIES) | $(INSTALLED)
+	$(RUN) -m eval score --config $< --output_dir $(OUT) $(COMMON) $(call args,score)
+
+$(OUT)/report/ANALYSIS.md: $(OUT)/eval/manifest.json
+	$(RUN) -m eval report --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON)
+
+test: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf $(OUT)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=' >&2; exit 2; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@

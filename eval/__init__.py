@@ -1,0 +1,1 @@
+"""The evaluation that all methods share: `python -m eval --help`."""

@@ -1,0 +1,39 @@
+"""Intervals and tests. The statistics are scipy's and statsmodels'; here is only which one is used when."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+from statsmodels.stats.proportion import proportion_confint
+
+RESAMPLES = 9_999
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95% confidence interval."""
+
+    mean: float
+    lower: float
+    upper: float
+
+
+def proportion(successes: float, n: int) -> Estimate:
+    """A share with its Wilson interval (Wilson 1927)."""
+    lower, upper = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    return Estimate(successes / n, float(lower), float(upper))
+
+
+def mean(values: np.ndarray, seed: int) -> Estimate:
+    """Mean of one value a prompt, shape (n,): Wilson for 0/1 values, else a BCa bootstrap (Efron 1987).
+
+    Paired differences are passed as such, so that what the prompts have in common cancels out.
+    """
+    values = np.asarray(values, dtype=float)
+    if set(values) <= {0.0, 1.0}:
+        return proportion(values.sum(), len(values))
+    if np.ptp(values) == 0:
+        return Estimate(values[0], values[0], values[0])
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Estimate(float(values.mean()), float(interval.low), float(interval.high))

@@ -1,0 +1,47 @@
+"""Optimise the SFT model directly on the preference pairs, with TRL's DPOTrainer.
+
+    make dpo PROFILE=gpt2
+    python recipes/dpo.py --config configs/gpt2/dpo.yaml --beta 0.05
+
+It trains on the pairs that the reward model was trained on: the preference information that PPO and
+GRPO receive through the reward model.
+"""
+
+from rlhf_trl.errors import cli
+
+
+@cli
+def main() -> None:
+    from trl import DPOConfig, DPOTrainer, ModelConfig
+
+    from rlhf_trl.config import parse
+    from rlhf_trl.data import DataConfig, build_dataset
+    from rlhf_trl.models import check_context, load_causal_lm, load_tokenizer, lora
+    from rlhf_trl.runs import Run
+
+    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, DPOConfig)
+    args.max_length = None  # the data config bounds the lengths; nothing is cut
+
+    # Load
+    tokenizer = load_tokenizer(model_config.model_name_or_path)
+    check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
+    pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
+
+    # Build: with LoRA the reference is the model with its adapter off, else TRL loads a second copy
+    run = Run(args, data_config, model_config)
+    trainer = DPOTrainer(
+        model=load_causal_lm(model_config, tokenizer),
+        args=args,
+        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
+        processing_class=tokenizer,
+        peft_config=lora(model_config, "CAUSAL_LM"),
+    )
+
+    # Train and save
+    run.train(trainer)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    run.publish(trainer, model, tokenizer, data_config, pairs, {"model": model_config.model_name_or_path})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Optimise the SFT model against the reward model, with TRL's GRPOTrainer.
+
+make grpo PROFILE=gpt2
+python recipes/grpo.py --config configs/gpt2/grpo.yaml --num_generations 16
+"""
+
+from rlhf_trl.errors import cli
+
+
+@cli
+def main() -> None:
+    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
+    from rlhf_trl.config import RewardModelConfig, parse
+    from rlhf_trl.data import DataConfig, build_dataset
+    from rlhf_trl.models import check_context, device, load_causal_lm, load_tokenizer, lora
+    from rlhf_trl.rewards import grpo_reward, load_reward_model
+    from rlhf_trl.runs import Run
+
+    data_config, model_config, reward_config, args = parse(
+        __doc__, DataConfig, ModelConfig, RewardModelConfig, GRPOConfig
+    )
+
+    # Load
+    tokenizer = load_tokenizer(model_config.model_name_or_path)
+    reward_model = load_reward_model(reward_config.reward_model_path)
+    check_context(model_config, data_config.max_prompt_tokens, args.max_completion_length)
+    prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
+
+    # Build
+    run = Run(args, data_config, model_config, reward_config)
+    trainer = GRPOTrainer(
+        model=load_causal_lm(model_config, tokenizer),
+        reward_funcs=grpo_reward(reward_model.to(device()), tokenizer),
+        args=args,
+        train_dataset=prompts.select_columns(["prompt"]),
+        processing_class=tokenizer,
+        peft_config=lora(model_config, "CAUSAL_LM"),
+    )
+
+    # Train and save
+    run.train(trainer)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
+    run.publish(trainer, model, tokenizer, data_config, prompts, parents)
+
+
+if __name__ == "__main__":
+    main()

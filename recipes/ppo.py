@@ -1,0 +1,53 @@
+"""Optimise the SFT model against the reward model, with TRL's PPOTrainer, corrected.
+
+    make ppo PROFILE=gpt2
+    python recipes/ppo.py --config configs/gpt2/ppo.yaml --kl_coef 0.1
+
+The value model starts from the reward model. What is corrected, and why: rlhf_trl/ppo.py.
+"""
+
+from rlhf_trl.errors import cli
+
+
+@cli
+def main() -> None:
+    from trl import ModelConfig
+    from trl.experimental.ppo import PPOConfig
+
+    from rlhf_trl.config import parse
+    from rlhf_trl.data import DataConfig, build_dataset
+    from rlhf_trl.models import check_context, load_causal_lm, load_tokenizer, lora
+    from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, load_value_model
+    from rlhf_trl.rewards import load_reward_model
+    from rlhf_trl.runs import Run
+
+    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, PPOConfig)
+
+    # Load
+    tokenizer = load_tokenizer(model_config.model_name_or_path)
+    reward_model = load_reward_model(args.reward_model_path)
+    check_context(model_config, data_config.max_prompt_tokens, args.response_length)
+    prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
+    check_batches(args, len(prompts))
+
+    # Build: with LoRA the reference is the policy with its adapter off, else TRL makes a copy
+    run = Run(args, data_config, model_config)
+    trainer = CorrectedPPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=load_causal_lm(model_config, tokenizer),
+        ref_model=None,
+        reward_model=reward_model,
+        value_model=load_value_model(args.reward_model_path, lora(model_config, "SEQ_CLS")),
+        train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
+        peft_config=lora(model_config, "CAUSAL_LM"),
+    )
+
+    # Train and save
+    run.train(trainer)
+    parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
+    run.publish(trainer, trainer.policy_model, tokenizer, data_config, prompts, parents)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One command from preference pairs to a defensible answer: PPO, GRPO or DPO?"""

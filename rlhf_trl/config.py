@@ -1,0 +1,121 @@
+"""Strict configs: YAML values and command-line options go through one parser and are checked alike."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from trl import ModelConfig, TrlParser
+
+from rlhf_trl.errors import UserError
+
+
+@dataclass
+class RewardModelConfig:
+    """The reward model to learn from."""
+
+    reward_model_path: str = field(metadata={"help": "Run folder of the reward recipe."})
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def parse(description: str | None, *classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Fill each dataclass from `--config FILE.yaml` and the options after it, which override the file.
+
+    Unlike TRL's own parser this checks the types of YAML values too, names the closest known key for an
+    unknown one, and falls back to the CPU and 32 bits where there is no accelerator (or no bfloat16).
+
+    Raises:
+        UserError: missing or broken file, unknown key, wrong type, or settings that contradict each other.
+    """
+    parser = _Parser(
+        classes,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the options below")
+    options = {action.dest: action for action in parser._actions}
+    if "bf16" in options:
+        accelerator = torch.accelerator.is_available()
+        parser.set_defaults(
+            use_cpu=not accelerator, bf16=accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+
+    argv = sys.argv[1:] if argv is None else argv
+    path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    path.add_argument("--config")
+    config = path.parse_known_args(argv)[0].config
+    from_file: list[str] = []
+    for key, value in (_read_yaml(config) if config else {}).items():
+        if key not in options or key in ("config", "help"):
+            raise UserError(f"{config}: {_unknown(key, options)}")
+        if value is None:
+            parser.set_defaults(**{key: None})
+            options[key].required = False
+        elif isinstance(value, list) and options[key].nargs == "+":
+            from_file += [f"--{key}", *map(str, value)]
+        else:
+            from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+
+    try:
+        parser.parse_known_args(from_file + [""])  # an error here is one of the file
+    except UserError as error:
+        if "required" not in str(error):
+            raise UserError(f"{config}: {error}") from error
+    try:
+        *parsed, namespace, rest = parser.parse_args_into_dataclasses(
+            from_file + argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config or 'options'}: {error}") from error
+    if rest:
+        raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
+    for part in parsed:
+        if isinstance(part, ModelConfig):
+            _check_model(part)
+        if getattr(part, "output_dir", None):
+            _check_writable(Path(part.output_dir))
+    return tuple(parsed)
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"the config {path} cannot be read ({error.strerror}); check the path") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold 'key: value' lines")
+    return config
+
+
+def _unknown(key: str, options: dict) -> str:
+    close = difflib.get_close_matches(key, options, n=1)
+    return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
+
+
+def _check_model(config: ModelConfig) -> None:
+    if not config.model_name_or_path:
+        raise UserError("model_name_or_path is not set; name a model folder or a hub model")
+    if (config.load_in_4bit or config.load_in_8bit) and find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit and load_in_8bit need bitsandbytes; pip install bitsandbytes or unset them")
+    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
+        raise UserError("a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it")
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write to {folder}: {existing} is no writable folder; set RUNS or output_dir")

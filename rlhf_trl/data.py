@@ -1,0 +1,255 @@
+"""HH-RLHF preference pairs: reading, the row contract, prompt-disjoint splits and the text the models see.
+
+The layout is that of the hub dataset `Anthropic/hh-rlhf` (Bai et al. 2022, arXiv 2204.05862):
+`[SUBSET/]train.jsonl[.gz]` and `[SUBSET/]test.jsonl[.gz]`, each line an object with the two whole
+dialogues `chosen` and `rejected`.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_trl.errors import UserError
+
+# Shares of the train split. DPO trains on the reward pairs, so that all methods see the same preferences.
+SPLITS = {"sft": 0.30, "reward": 0.40, "policy": 0.20, "gold": 0.10}
+
+REPLY = "\n\nAssistant:"
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass
+class DataConfig:
+    """Which preference pairs to use, and how much of them."""
+
+    dataset: str = field(
+        default="Anthropic/hh-rlhf",
+        metadata={"help": "Hub name, or a local folder in the layout of Anthropic/hh-rlhf."},
+    )
+    data_dir: list[str] | None = field(
+        default=None, metadata={"help": "Subsets to read, e.g. harmless-base. All by default."}
+    )
+    max_prompt_tokens: int = field(
+        default=512, metadata={"help": "Rows with a longer prompt are dropped; prompts are never cut."}
+    )
+    max_completion_tokens: int = field(
+        default=256, metadata={"help": "Pairs with a longer reply are dropped; replies are never cut."}
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Use only this many rows (after a seeded shuffle). All by default."}
+    )
+
+
+def load_pairs(config: DataConfig, split: str) -> tuple[list[dict], Counter]:
+    """Read one of `train` and `test` and apply the row contract.
+
+    Returns the rows, dicts of `prompt` (ends in "\\n\\nAssistant:"), `chosen`, `rejected` (replies as
+    written, leading space included) and `subset`; and how many rows were dropped, by reason.
+
+    Raises:
+        UserError: the data cannot be found or reached, or a file is not HH data (names file and line).
+    """
+    rows, dropped = [], Counter()
+    for subset, path in _files(config, split):
+        for number, line in enumerate(_lines(path), 1):
+            row, reason = _row(line, f"{path}, line {number}")
+            if row:
+                rows.append({**row, "subset": subset})
+            else:
+                dropped[reason] += 1
+    if not rows:
+        raise UserError(f"the {split} split of {config.dataset} has no usable pair; check the data set")
+    return rows, dropped
+
+
+def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
+    """Rows of one of `sft`, `reward`, `policy`, `gold` or `eval`, as `load_pairs` returns them.
+
+    The first four partition the train split by a hash of the folded prompt, so membership depends
+    neither on the order nor on the size of the data. `eval` is the test split without prompts of the
+    train split. `policy` and `eval` hold each prompt once.
+    """
+    if name == "eval":
+        seen = {prompt_key(row["prompt"]) for row in load_pairs(config, "train")[0]}
+        rows, dropped = load_pairs(config, "test")
+        kept = [row for row in rows if prompt_key(row["prompt"]) not in seen]
+        dropped["prompt also in the train split"] += len(rows) - len(kept)
+    else:
+        rows, dropped = load_pairs(config, "train")
+        kept = [row for row in rows if _split_of(row["prompt"]) == name]
+    if name in ("policy", "eval"):
+        unique = list({prompt_key(row["prompt"]): row for row in reversed(kept)}.values())[::-1]
+        dropped["prompt repeated"] += len(kept) - len(unique)
+        kept = unique
+    if not kept:
+        raise UserError(f"the {name} split of {config.dataset} is empty; use more data")
+    return kept, dropped
+
+
+def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
+    """Rows of a split as the text `tokenizer`'s model sees, shuffled by `seed`, without the too long ones.
+
+    Columns: `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`, `rejected_ids` (list of
+    int; replies end in eos). What was dropped, and why, is printed.
+    """
+    rows, dropped = load_split(config, name)
+    total = len(rows)
+    dataset = Dataset.from_list(rows).shuffle(seed=seed)
+    dataset = dataset.map(lambda row: tokenize(render(row, tokenizer), tokenizer), desc=f"Tokenizing {name}")
+    dataset = dataset.filter(lambda ids: len(ids) <= config.max_prompt_tokens, input_columns="prompt_ids")
+    dropped["prompt too long"] = total - len(dataset)
+    if name != "policy":  # where only the prompts are used
+        dataset = dataset.filter(
+            lambda chosen, rejected: max(len(chosen), len(rejected)) <= config.max_completion_tokens,
+            input_columns=["chosen_ids", "rejected_ids"],
+        )
+    dropped["reply too long"] = total - dropped["prompt too long"] - len(dataset)
+    if not len(dataset):
+        raise UserError(
+            f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} "
+            f"and max_completion_tokens={config.max_completion_tokens}; raise them or use other data"
+        )
+    if config.max_rows is not None:
+        dataset = dataset.select(range(min(config.max_rows, len(dataset))))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+    print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons})")
+    return dataset
+
+
+def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The row as text: HH's own format, or the tokenizer's chat template where it has one.
+
+    A chat model's prompt ends in the template's generation prompt, so that prompt + reply + eos is both
+    what SFT teaches and what sampling produces. (TRL's own rendering of conversations can put tokens
+    after eos; then the reward model would be trained on another input than it later scores.)
+    """
+    if not tokenizer.chat_template:
+        return row
+    prompt = tokenizer.apply_chat_template(
+        messages(row["prompt"].removesuffix(REPLY)),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
+    )
+    if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        prompt = prompt.removeprefix(tokenizer.bos_token)  # the tokenizer adds it again
+    return {**row, "prompt": prompt, "chosen": row["chosen"].strip(), "rejected": row["rejected"].strip()}
+
+
+def tokenize(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Add `prompt_ids`, `chosen_ids` and `rejected_ids`; a finished reply ends in eos.
+
+    Prompt and reply are tokenized apart, because that is how a policy meets them.
+    """
+    ids = {"prompt_ids": tokenizer(row["prompt"])["input_ids"]}
+    for side in ("chosen", "rejected"):
+        ids[f"{side}_ids"] = tokenizer(row[side], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return {**row, **ids}
+
+
+def messages(dialogue: str) -> list[dict]:
+    """Chat messages of an HH dialogue; turns of one speaker in a row are joined.
+
+    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello.'}]
+    """
+    _, *turns = TURN.split(dialogue)
+    result: list[dict] = []
+    for speaker, text in zip(turns[::2], turns[1::2], strict=True):
+        role = {"Human": "user", "Assistant": "assistant"}[speaker]
+        if result and result[-1]["role"] == role:
+            result[-1]["content"] += "\n\n" + text.strip()
+        else:
+            result.append({"role": role, "content": text.strip()})
+    return result
+
+
+def prompt_key(prompt: str) -> str:
+    """What makes two prompts the same: the SHA-256 of the text with whitespace folded."""
+    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of the pairs a run used, in order."""
+    digest = hashlib.sha256()
+    for row in dataset.select_columns(["prompt", "chosen", "rejected"]):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _split_of(prompt: str) -> str:
+    position, upper = int(prompt_key(prompt)[:8], 16) / 16**8, 0.0
+    for name, share in SPLITS.items():
+        upper += share
+        if position < upper:
+            return name
+    return name
+
+
+def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:
+    root = Path(config.dataset)
+    if not root.is_dir():
+        root = _download(config)
+    files = sorted(
+        path for path in root.rglob(f"{split}.jsonl*") if path.name in (f"{split}.jsonl", f"{split}.jsonl.gz")
+    )
+    pairs = [(path.parent.relative_to(root).as_posix(), path) for path in files]
+    if config.data_dir is not None:
+        for missing in set(config.data_dir) - {subset for subset, _ in pairs}:
+            raise UserError(f"{config.dataset} has no subset {missing} with a {split}.jsonl[.gz]; see data_dir")
+        pairs = [(subset, path) for subset, path in pairs if subset in config.data_dir]
+    if not pairs:
+        raise UserError(f"{config.dataset} holds no {split}.jsonl or {split}.jsonl.gz; name a folder that does")
+    return pairs
+
+
+def _download(config: DataConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
+        raise UserError(f"the data folder {config.dataset} does not exist; check the path")
+    try:
+        return Path(snapshot_download(config.dataset, repo_type="dataset", allow_patterns=["*.jsonl", "*.jsonl.gz"]))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise UserError(
+            f"{config.dataset} is no local folder and could not be had from the hub "
+            f"({type(error).__name__}); check the name and the network, or use a local copy"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except (EOFError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, fetch it again") from error
+
+
+def _row(line: str, where: str) -> tuple[dict | None, str]:
+    try:
+        pair = json.loads(line)
+        chosen, rejected = pair["chosen"], pair["rejected"]
+        (prompt, _, chosen), (other, _, rejected) = chosen.rpartition(REPLY), rejected.rpartition(REPLY)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where}: not HH-RLHF data; expected a JSON object with the dialogues 'chosen' and 'rejected'"
+        ) from error
+    if not TURN.match(prompt):
+        raise UserError(f"{where}: not an HH-RLHF dialogue; expected '\\n\\nHuman: ...\\n\\nAssistant: ...'")
+    if prompt != other:
+        return None, "prompts differ"
+    if not chosen.strip() or not rejected.strip():
+        return None, "a side is empty"
+    if TURN.search(chosen) or TURN.search(rejected):
+        return None, "a reply holds another turn"
+    if chosen.strip() == rejected.strip():
+        return None, "sides are equal"
+    return {"prompt": prompt + REPLY, "chosen": chosen, "rejected": rejected}, ""

@@ -1,0 +1,29 @@
+"""What a user can cause ends in one line and exit code 2; everything else keeps its traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake in the input. The message says what is wrong and what to do, in one line."""
+
+
+def cli(main: Callable[[], None]) -> Callable[[], None]:
+    """Turn a `UserError` raised by `main` into one line on stderr and exit code 2.
+
+    `RLHF_TRL_TRACEBACK=1` in the environment shows the traceback instead.
+    """
+
+    @functools.wraps(main)
+    def wrapper() -> None:
+        try:
+            main()
+        except UserError as error:
+            if os.environ.get("RLHF_TRL_TRACEBACK"):
+                raise
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(2)
+
+    return wrapper

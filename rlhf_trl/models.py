@@ -1,0 +1,180 @@
+"""Tokenizers and models as every recipe and the evaluation load them."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from rlhf_trl.errors import UserError
+
+
+def check_source(name: str, revision: str = "main") -> None:
+    """Fail early and in one line where a model folder or hub model cannot be had.
+
+    Raises:
+        UserError: no such folder, a folder without a model, or a hub model that cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"{name} holds no model (no config.json); name a model folder")
+        return
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"the model folder {name} does not exist; check the path or make it first")
+    try:
+        AutoConfig.from_pretrained(name, revision=revision)
+    except Exception as error:  # the hub client raises many unrelated types
+        raise UserError(
+            f"{name} is no local folder and could not be had from the hub ({type(error).__name__}); "
+            "check the name and the network, or set MODEL to a local folder"
+        ) from error
+
+
+def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The model's tokenizer, left-padded, with a pad token that is not eos.
+
+    If pad were eos, the trainers would mask the eos that ends a reply and the policy would never learn
+    to stop. `pad_token` names the token to use; one that the vocabulary lacks is added to it.
+
+    Raises:
+        UserError: the model cannot be had, or there is no pad token besides eos and none is named.
+    """
+    check_source(name, revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    if pad_token:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"the tokenizer of {name} has no pad token besides eos; "
+            "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
+        )
+    return tokenizer
+
+
+def load_policy(folder: str, dtype: str) -> PreTrainedModel | PeftModel:
+    """A trained policy, full model or adapter, in eval mode, with clean generation settings."""
+    adapter = (Path(folder) / "adapter_config.json").exists()
+    policy = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder, dtype=dtype)
+    policy.generation_config = GenerationConfig()
+    return policy.eval()
+
+
+def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A causal LM, quantized if configured, whose generation settings are only eos and pad.
+
+    Whatever else a model's own generation config asks for (a repetition penalty, top-p) would make
+    samples come from another distribution than the one whose log-probabilities training computes.
+    """
+    lm = AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_load_kwargs(model))
+    lm.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return _fit_vocabulary(lm, tokenizer)
+
+
+def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with one score per sequence, read at the last token before the padding."""
+    with suppress_seqcls_warning():
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            model.model_name_or_path, num_labels=1, **_load_kwargs(model)
+        )
+    return _fit_vocabulary(classifier, tokenizer)
+
+
+def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
+    """The LoRA settings of a config for `CAUSAL_LM` or `SEQ_CLS`; None for full fine-tuning."""
+    peft_config = get_peft_config(model)
+    if peft_config is not None:
+        peft_config.task_type = task_type
+    return peft_config
+
+
+def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedModel:
+    """Put trainable LoRA layers into `model` and freeze the rest, keeping the model's own class."""
+    return get_peft_model(model, peft_config).get_base_model()
+
+
+def merged(model: PreTrainedModel | PeftModel, config: ModelConfig) -> PreTrainedModel:
+    """The model with its adapter merged; the base of a quantized one is loaded again unquantized,
+    because merging into 4-bit weights would round the adapter away."""
+    if not isinstance(model, PeftModel):
+        return model
+    if getattr(model, "is_quantized", False):
+        base = type(model.get_base_model()).from_pretrained(
+            config.model_name_or_path,
+            revision=config.model_revision,
+            dtype=config.dtype,
+            config=_unquantized(model.get_base_model().config),
+        )
+        base.resize_token_embeddings(model.get_base_model().get_input_embeddings().num_embeddings)
+        target = get_peft_model(base, model.peft_config["default"])
+        target.load_state_dict(
+            {name: value for name, value in model.state_dict().items() if "lora_" in name or "modules_to_save" in name},
+            strict=False,
+        )
+        model = target
+    return model.merge_and_unload()
+
+
+def check_context(model: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:
+    """Refuse prompts and completions that together outgrow the model's positions.
+
+    Raises:
+        UserError: the longest sequence does not fit.
+    """
+    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    context = config.max_position_embeddings
+    if prompt_tokens + completion_tokens > context:
+        raise UserError(
+            f"prompts of {prompt_tokens} tokens and completions of {completion_tokens} do not fit the context of "
+            f"{context} tokens of {model.model_name_or_path}; lower max_prompt_tokens or the completion length"
+        )
+
+
+def is_reward_model(folder: str) -> bool:
+    """Whether a folder holds a reward model of ours: one label and the scale of its scores."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return "reward_std" in config and any("SequenceClassification" in name for name in config["architectures"])
+
+
+def device() -> torch.device:
+    """Where evaluation runs."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _load_kwargs(model: ModelConfig) -> dict:
+    quantization = get_quantization_config(model)
+    kwargs = {
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    return kwargs if quantization is None else {**kwargs, "quantization_config": quantization}
+
+
+def _unquantized(config):
+    config = type(config).from_dict(config.to_dict())
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    return model
