@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rlhf_trl.config import parse
-from rlhf_trl.data import DataConfig
-from rlhf_trl.errors import UserError
 
 from eval import stats
 from eval.config import EvalConfig
+from rlhf_trl.config import parse
+from rlhf_trl.data import DataConfig
+from rlhf_trl.errors import UserError
 
 
 def main() -> None:

@@ -13,14 +13,13 @@ import json
 import shutil
 from pathlib import Path
 
+from eval.config import GOLD_RULES, EvalConfig
+from eval.sample import log_probabilities, sample
 from rlhf_trl.config import parse
 from rlhf_trl.data import DataConfig, build_dataset, fingerprint
 from rlhf_trl.models import check_source, device, load_policy, load_tokenizer
 from rlhf_trl.rewards import load_reward_model, score
 from rlhf_trl.runs import machine, versions
-
-from eval.config import GOLD_RULES, EvalConfig
-from eval.sample import log_probabilities, sample
 
 
 def main() -> None:

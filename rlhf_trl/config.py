@@ -69,15 +69,10 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
             from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
 
     try:
-        parser.parse_known_args(from_file + [""])  # an error here is one of the file
-    except UserError as error:
-        if "required" not in str(error):
-            raise UserError(f"{config}: {error}") from error
-    try:
-        *parsed, namespace, rest = parser.parse_args_into_dataclasses(
+        *parsed, _, rest = parser.parse_args_into_dataclasses(
             from_file + argv, return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, TypeError) as error:
+    except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{config or 'options'}: {error}") from error
     if rest:
         raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))

@@ -11,7 +11,7 @@ import resource
 import shutil
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Run:
         plot_curves(self.staging)
         manifest = {
             "recipe": self.folder.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": self.seed,
             "versions": versions(),
             "machine": machine(),

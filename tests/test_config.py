@@ -1,0 +1,104 @@
+"""Every shipped YAML, and the config half of contract 7."""
+
+import pytest
+import yaml
+from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
+from trl.experimental.ppo import PPOConfig
+
+from eval.config import EvalConfig
+from rlhf_trl import config as config_module
+from rlhf_trl.config import RewardModelConfig, parse
+from rlhf_trl.data import DataConfig
+from rlhf_trl.errors import UserError
+from tests.conftest import ROOT
+
+CLASSES = {
+    "sft": (DataConfig, ModelConfig, SFTConfig),
+    "reward": (DataConfig, ModelConfig, RewardConfig),
+    "ppo": (DataConfig, ModelConfig, PPOConfig),
+    "grpo": (DataConfig, ModelConfig, RewardModelConfig, GRPOConfig),
+    "dpo": (DataConfig, ModelConfig, DPOConfig),
+    "eval": (DataConfig, EvalConfig),
+}
+SHIPPED = sorted((ROOT / "configs").glob("*/*.yaml"))
+
+
+def test_every_profile_is_complete():
+    profiles = {path.parent.name for path in SHIPPED}
+    assert profiles == {"demo", "gpt2", "smollm2", "qwen3-8b"}
+    assert len(SHIPPED) == len(profiles) * len(CLASSES)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_yaml_means_what_it_says(path):
+    parsed = parse(None, *CLASSES[path.stem], argv=["--config", str(path)])
+    values = {}
+    for part in parsed:
+        values |= vars(part)
+    for key, value in yaml.safe_load(path.read_text()).items():
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]  # what TRL's ModelConfig makes of it
+        got = getattr(values[key], "value", values[key])  # enums
+        assert got == (getattr(value, "value", value)), key
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nlearning_rate: 1.0e-3\n")
+    args = parse(None, ModelConfig, SFTConfig, argv=["--config", str(path), "--learning_rate", "2e-3"])[-1]
+    assert args.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line", "message"),
+    [
+        ("sft", "lerning_rate: 1.0e-3", "unknown key lerning_rate; did you mean learning_rate"),
+        ("sft", "learning_rate: fast", "invalid float value: 'fast'"),
+        ("sft", "num_train_epochs: [1, 2]", "invalid float value"),
+        ("sft", "gradient_checkpointing: 3", "Truthy value expected"),
+        ("sft", "lr_scheduler_type: zigzag", "zigzag"),
+        ("sft", "a: b: c", "not valid YAML"),
+        ("sft", "load_in_4bit: true", "use_peft: true"),
+        ("grpo", "num_generations: 3", "divisible|divide|multiple"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, recipe, line, message):
+    path = tmp_path / "c.yaml"
+    reward_model = "reward_model_path: r\n" if recipe == "grpo" else ""
+    path.write_text(f"model_name_or_path: m\n{reward_model}output_dir: {tmp_path}/o\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        parse(None, *CLASSES[recipe], argv=["--config", str(path)])
+
+
+def test_unknown_option_names_the_closest(tmp_path):
+    with pytest.raises(UserError, match="unknown key bata; did you mean beta"):
+        parse(None, *CLASSES["dpo"], argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--bata", "1"])
+
+
+def test_missing_file_and_missing_bitsandbytes(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
+        parse(None, *CLASSES["sft"], argv=["--config", "nowhere.yaml"])
+    monkeypatch.setattr(config_module, "find_spec", lambda name: None)
+    options = ["--model_name_or_path", "m", "--output_dir", str(tmp_path / "o"), "--load_in_4bit", "--use_peft"]
+    with pytest.raises(UserError, match="need bitsandbytes"):
+        parse(None, *CLASSES["sft"], argv=options)
+
+
+def test_unwritable_runs_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        parse(
+            None, *CLASSES["sft"], argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path / "file" / "runs")]
+        )
+
+
+def test_readme_names_only_what_exists():
+    text = (ROOT / "README.md").read_text()
+    for word in set(text.replace("`", " ").replace("(", " ").replace(")", " ").split()):
+        if word.startswith(("configs/", "recipes/", "docs/", "rlhf_trl/", "eval/")) and "<" not in word:
+            assert (ROOT / word.rstrip(".,:;")).exists(), word
+    targets = (ROOT / "Makefile").read_text()
+    for line in text.splitlines():
+        if line.strip().startswith("make "):
+            target = line.split()[1]
+            assert "=" in target or target in targets, line

@@ -1,0 +1,116 @@
+"""Contracts 1 and 2: the preference row and the splits."""
+
+import gzip
+import json
+import random
+
+import pytest
+
+from rlhf_trl.data import SPLITS, DataConfig, load_pairs, load_split, messages, prompt_key, render
+from rlhf_trl.errors import UserError
+
+PROMPT = "\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:"
+
+
+def write(folder, lines, split="train"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("".join(line + "\n" for line in lines))
+    return DataConfig(dataset=str(folder))
+
+
+def pair(chosen, rejected):
+    return json.dumps({"chosen": chosen, "rejected": rejected})
+
+
+def test_rows_are_split_at_the_last_assistant_and_bad_ones_counted(tmp_path):
+    config = write(
+        tmp_path / "subset",
+        [
+            pair(PROMPT + " Four.", PROMPT + " Five."),
+            pair(PROMPT + " Four.", PROMPT.replace("One", "Ten") + " Five."),
+            pair(PROMPT + " ", PROMPT + " Five."),
+            pair(PROMPT + " Same.", PROMPT + " Same. "),
+            pair(PROMPT + " Four.\n\nHuman: Six?", PROMPT + " Five."),
+        ],
+    )
+    rows, dropped = load_pairs(config, "train")
+    assert rows == [{"prompt": PROMPT, "chosen": " Four.", "rejected": " Five.", "subset": "."}]
+    assert dropped == {
+        "prompts differ": 1,
+        "a side is empty": 1,
+        "sides are equal": 1,
+        "a reply holds another turn": 1,
+    }
+
+
+def test_subsets_are_chosen_by_data_dir(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, [pair(PROMPT + f" {name}.", PROMPT + " Other.")])
+    rows, _ = load_pairs(DataConfig(dataset=str(tmp_path), data_dir=["two"]), "train")
+    assert [row["subset"] for row in rows] == ["two"]
+    with pytest.raises(UserError, match="no subset three"):
+        load_pairs(DataConfig(dataset=str(tmp_path), data_dir=["three"]), "train")
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", "[1]", '{"text": "x"}', pair(1, 2), pair("Hello", "World"), pair("Q\n\nAssistant: a", PROMPT)]
+)
+def test_what_is_no_hh_data_names_file_and_line(tmp_path, line):
+    config = write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five."), line])
+    with pytest.raises(UserError, match=r"train\.jsonl, line 2: not"):
+        load_pairs(config, "train")
+
+
+def test_a_cut_off_gzip_is_an_error(tmp_path):
+    lines = "".join(pair(PROMPT + f" {random.random()}.", PROMPT + " Five.") + "\n" for _ in range(500))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-900])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        load_pairs(DataConfig(dataset=str(tmp_path)), "train")
+
+
+def test_splits_share_no_prompt_and_depend_on_neither_order_nor_size(tmp_path, world):
+    config = DataConfig(dataset=str(world / "data"))
+    keys = {name: {prompt_key(row["prompt"]) for row in load_split(config, name)[0]} for name in (*SPLITS, "eval")}
+    names = list(keys)
+    for i, first in enumerate(names):
+        assert keys[first]
+        for second in names[i + 1 :]:
+            assert not keys[first] & keys[second], (first, second)
+
+    lines = gzip.decompress((world / "data/train.jsonl.gz").read_bytes()).decode().splitlines()
+    random.Random(0).shuffle(lines)
+    smaller = write(tmp_path, lines[: len(lines) // 2])
+    for name in SPLITS:
+        subset = {prompt_key(row["prompt"]) for row in load_split(smaller, name)[0]}
+        assert subset < keys[name]
+
+
+def test_eval_prompts_equal_up_to_whitespace_are_dropped(tmp_path):
+    other = "\n\nHuman: Else?\n\nAssistant:"
+    write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five.")])
+    spaced = PROMPT.replace("Three?", "Three? ")
+    lines = [pair(spaced + " Four.", spaced + " Five."), pair(other + " a", other + " b")]
+    rows, dropped = load_split(write(tmp_path, lines, "test"), "eval")
+    assert [row["prompt"] for row in rows] == [other]
+    assert dropped["prompt also in the train split"] == 1
+
+
+def test_chat_models_get_their_template_and_others_plain_text(world):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    row = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five."}
+    assert render(row, tokenizer) == row
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>"
+        "{% endif %}"
+    )
+    assert render(row, tokenizer) == {
+        "prompt": "<user>One?<assistant>Two.<user>Three?<assistant>",
+        "chosen": "Four.",
+        "rejected": "Five.",
+    }
+
+
+def test_turns_of_one_speaker_are_joined():
+    assert messages("\n\nHuman: a\n\nHuman: b") == [{"role": "user", "content": "a\n\nb"}]

@@ -1,0 +1,139 @@
+"""Contract 7: what a user can cause ends in one line and exit code 2, and nothing is written."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf_trl.data import DataConfig, load_split
+from tests.conftest import ROOT, settings
+
+
+def spoil_reward_model(folder, world):
+    (folder / "reward").mkdir()
+    (folder / "reward/config.json").write_text((world / "model/config.json").read_text())
+
+
+def spoil_tokenizer(folder, world):
+    import shutil
+
+    shutil.copytree(world / "gpt2", folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder / "base")
+
+
+def few_policy_prompts(folder, world):
+    (folder / "data").mkdir()
+    lines = gzip.decompress((world / "data/train.jsonl.gz").read_bytes()).decode().splitlines()[:40]
+    (folder / "data/train.jsonl").write_text("\n".join(lines))
+
+
+def no_hh(folder, world):
+    (folder / "data").mkdir()
+    (folder / "data/train.jsonl").write_text('{"text": "hello"}\n')
+
+
+def cut_off(folder, world):
+    (folder / "data").mkdir()
+    (folder / "data/train.jsonl.gz").write_bytes((world / "data/train.jsonl.gz").read_bytes()[:-500])
+
+
+def empty_split(folder, world):
+    (folder / "data").mkdir()
+    pairs, _ = load_split(DataConfig(dataset=str(world / "data")), "reward")
+    pair = {side: pairs[0]["prompt"] + pairs[0][side] for side in ("chosen", "rejected")}
+    (folder / "data/train.jsonl").write_text(json.dumps(pair))
+
+
+def blocked_runs(folder, world):
+    (folder / "blocked").write_text("")
+
+
+CASES = {
+    "unknown key": ("sft", {"bete": 1}, None, "unknown key bete"),
+    "wrong type": ("ppo", {"kl_coef": "low"}, None, "invalid float value: 'low'"),
+    "no data folder": ("sft", {"dataset": "./nowhere"}, None, "does not exist"),
+    "no model folder": ("sft", {"model_name_or_path": "./nowhere"}, None, "does not exist"),
+    "hub data out of reach": ("sft", {"dataset": "Anthropic/hh-rlhf"}, None, "could not be had from the hub"),
+    "hub model out of reach": ("sft", {"model_name_or_path": "openai-community/gpt2"}, None, "could not be had"),
+    "no HH data": ("sft", {"dataset": "{folder}/data"}, no_hh, "line 1: not HH-RLHF data"),
+    "truncated gz": ("sft", {"dataset": "{folder}/data"}, cut_off, "damaged or cut off"),
+    "empty split": ("sft", {"dataset": "{folder}/data"}, empty_split, "the sft split of"),
+    "GRPO batch": ("grpo", {"num_generations": 3}, None, "divisible"),
+    "less than a PPO batch": (
+        "ppo",
+        {"dataset": "{folder}/data", "model_name_or_path": "{world}/model", "reward_model_path": "{folder}/good"},
+        few_policy_prompts,
+        "at least one batch of 16",
+    ),
+    "prompts beyond the context": (
+        "ppo",
+        {"max_prompt_tokens": 90, "model_name_or_path": "{world}/gpt2", "reward_model_path": "{folder}/good"},
+        None,
+        "do not fit the context of 96",
+    ),
+    "no reward model": (
+        "ppo",
+        {"model_name_or_path": "{world}/model"},
+        spoil_reward_model,
+        "holds no reward model",
+    ),
+    "tokenizer without pad": ("sft", {"model_name_or_path": "{folder}/base"}, spoil_tokenizer, "no pad token"),
+    "unwritable runs folder": ("sft", {"output_dir": "{folder}/blocked/sft"}, blocked_runs, "cannot write to"),
+    "4 bit without LoRA": ("sft", {"load_in_4bit": True}, None, "use_peft"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case, run, world, tmp_path):
+    recipe, changes, prepare, message = CASES[case]
+    if prepare:
+        prepare(tmp_path, world)
+    if changes.get("reward_model_path"):
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_pretrained(world / "model", num_labels=1)
+        model.config.reward_mean, model.config.reward_std = 0.0, 1.0
+        model.save_pretrained(tmp_path / "good")
+    changes = {k: v.format(folder=tmp_path, world=world) if isinstance(v, str) else v for k, v in changes.items()}
+    config = settings(tmp_path, recipe, world, **changes)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = run(recipe, "--config", config)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert err.rstrip().endswith(lines[0])  # the last line, with no traceback
+    assert message in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scoring_before_training_says_so(run, world, tmp_path):
+    code, _, err = run("score", "--config", settings(tmp_path, "eval", world))
+    assert code == 2
+    assert "does not exist" in err
+    code, _, err = run("report", "--config", settings(tmp_path, "eval", world))
+    assert code == 2
+    assert "run 'make score' first" in err
+
+
+def test_from_the_shell(tmp_path):
+    start = time.monotonic()
+    command = [sys.executable, ROOT / "recipes/dpo.py", "--config", ROOT / "configs/demo/dpo.yaml", "--bata", "1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: unknown key bata; did you mean beta?"
+    assert time.monotonic() - start < 60  # a hang would be an error; the time itself is for the benchmarks
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_traceback_is_there_when_asked_for(run, world, tmp_path, monkeypatch):
+    from rlhf_trl.errors import UserError
+
+    monkeypatch.setenv("RLHF_TRL_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        run("sft", "--config", settings(tmp_path, "sft", world, bete=1))

@@ -1,0 +1,154 @@
+"""The chain on tiny models, full and LoRA: contracts 5 and 6, the evaluation and the report."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_trl.rewards import load_reward_model, score
+from tests.conftest import RECIPES, read_jsonl, settings
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["c_attn", "c_fc"]}
+
+
+@pytest.fixture(scope="module", params=["full", "lora", "qlora"])
+def chain(request, world, tmp_path_factory):
+    """All five recipes run once; the demo's Llama in full, a GPT-2 with LoRA and with 4-bit LoRA."""
+    import importlib
+    import sys
+
+    folder = tmp_path_factory.mktemp(request.param)
+    changes = {"full": {}, "lora": LORA, "qlora": LORA | {"load_in_4bit": True}}[request.param]
+    base = "model" if request.param == "full" else "gpt2"
+    patch = pytest.MonkeyPatch()
+    for recipe in RECIPES:
+        config = settings(folder, recipe, world, base, **changes)
+        patch.setattr(sys, "argv", [recipe, "--config", str(config)])
+        importlib.import_module(f"recipes.{recipe}").main()
+    patch.undo()
+    return folder, request.param
+
+
+def test_run_folders_are_complete(chain):
+    folder, _ = chain
+    for recipe in RECIPES:
+        run = folder / recipe
+        manifest = json.loads((run / "manifest.json").read_text())
+        assert manifest["recipe"] == recipe
+        assert manifest["seed"] == 0
+        assert manifest["versions"]["trl"].startswith("1.12")
+        assert len(manifest["data"]["sha256"]) == 64
+        assert all(manifest["train"][key] > 0 for key in ("seconds", "peak_memory_mb", "tokens"))
+        if recipe != "sft":
+            parent = json.loads((folder / "sft/manifest.json").read_text())
+            assert manifest["parents"]["model"]["sha256"] == parent["sha256"]
+        assert yaml.safe_load((run / "config.yaml").read_text())["dataset"].endswith("data")
+        assert read_jsonl(run / "metrics.jsonl")
+        assert "README.md" in {path.name for path in run.iterdir()}
+        assert not run.with_name(f"{recipe}.partial").exists()
+    assert (folder / "ppo/curves.png").stat().st_size > 1000
+
+
+def test_run_folders_load_without_our_code(chain):
+    folder, kind = chain
+    for recipe in ("sft", "ppo", "grpo", "dpo"):
+        adapter = kind != "full" and recipe != "sft"
+        assert (folder / recipe / "adapter_config.json").exists() == adapter
+        model = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder / recipe)
+        tokenizer = AutoTokenizer.from_pretrained(folder / recipe)
+        inputs = tokenizer("\n\nHuman: Hi\n\nAssistant:", return_tensors="pt")
+        assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+    assert model(**inputs).logits.shape == (1, 1)
+
+
+def test_every_method_starts_from_the_sft_model(chain):
+    """At the first step policy and reference are the same: KL 0 (PPO, GRPO), loss log 2 (DPO)."""
+    folder, _ = chain
+    assert read_jsonl(folder / "ppo/metrics.jsonl")[0]["objective/kl"] == pytest.approx(0, abs=0.02)
+    assert read_jsonl(folder / "grpo/metrics.jsonl")[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert read_jsonl(folder / "dpo/metrics.jsonl")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
+    from datasets import Dataset
+
+    from rlhf_trl.data import DataConfig, build_dataset
+
+    folder, _ = chain
+    tokenizer = AutoTokenizer.from_pretrained(folder / "reward")
+    config = yaml.safe_load((folder / "reward/config.yaml").read_text())
+    data = DataConfig(dataset=config["dataset"], max_prompt_tokens=64, max_completion_tokens=32)
+    pairs: Dataset = build_dataset(data, "reward", tokenizer, seed=0)
+    held_out = pairs.select(range(len(pairs) - max(1, min(256, len(pairs) // 10)), len(pairs)))
+    ids = [a + b for a, b in zip(held_out["prompt_ids"], held_out["chosen_ids"], strict=True)]
+    scores = score(load_reward_model(str(folder / "reward")), ids)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-3)
+    assert scores.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_adapters_learn(chain):
+    """What was trained differs from SFT, and only by what was configured."""
+    folder, kind = chain
+    sft = AutoModelForCausalLM.from_pretrained(folder / "sft")
+    ids = torch.arange(20, 60)[None]
+    for recipe in ("ppo", "grpo", "dpo"):
+        loader = AutoModelForCausalLM if kind == "full" else AutoPeftModelForCausalLM
+        policy = loader.from_pretrained(folder / recipe)
+        assert (policy(input_ids=ids).logits - sft(input_ids=ids).logits).abs().max() > 1e-4, recipe
+
+
+def test_evaluation_and_report(chain, run, world):
+    folder, _ = chain
+    config = settings(folder, "eval", world)
+    assert run("score", "--config", config)[0] == 0
+    samples = {name: read_jsonl(folder / f"eval/policies/{name}.jsonl") for name in ("sft", "ppo", "grpo", "dpo")}
+    prompts = [row["prompt"] for row in samples["sft"]]
+    assert len(prompts) == 8
+    for rows in samples.values():
+        assert [row["prompt"] for row in rows] == prompts
+    assert all(abs(row["log_ratio"]) < 1e-4 for row in samples["sft"])
+
+    code, out, _ = run("report", "--config", config)
+    assert code == 0
+    assert out.strip().splitlines()[-1].endswith("report/ANALYSIS.md")
+    summary = json.loads((folder / "report/summary.json").read_text())
+    assert set(summary) >= {"profile", "seed", "machine", "versions", "reward_model", "policies"}
+    for name, policy in summary["policies"].items():
+        proxy = [row["proxy"] for row in samples[name]]
+        assert policy["proxy_reward"]["mean"] == pytest.approx(sum(proxy) / 8)
+        assert policy["proxy_reward"]["ci"][0] <= policy["proxy_reward"]["mean"] <= policy["proxy_reward"]["ci"][1]
+        assert policy["train"]["tokens"] > 0
+    assert summary["policies"]["sft"]["vs_sft"]["gold"]["diff"] == 0
+    text = (folder / "report/ANALYSIS.md").read_text()
+    assert f"{summary['policies']['ppo']['proxy_reward']['mean']:.2f} [" in text
+    assert (folder / "report/reward_kl.png").exists()
+
+
+def test_a_run_that_dies_leaves_no_run_folder_and_a_finished_one_alone(world, tmp_path, monkeypatch, run):
+    from rlhf_trl import runs
+
+    config = settings(tmp_path, "sft", world)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "plot_curves", die)  # the model is saved by then
+    with pytest.raises(KeyboardInterrupt):
+        run("sft", "--config", config)
+    assert not (tmp_path / "sft").exists()
+    monkeypatch.undo()
+
+    monkeypatch.setattr("sys.argv", ["sft", "--config", str(config)])
+    from recipes import sft
+
+    sft.main()
+    before = (tmp_path / "sft/manifest.json").read_text()
+    monkeypatch.setattr(runs, "plot_curves", die)
+    with pytest.raises(KeyboardInterrupt):
+        run("sft", "--config", config)
+    assert (tmp_path / "sft/manifest.json").read_text() == before

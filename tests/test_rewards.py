@@ -1,0 +1,84 @@
+"""Contracts 3 and 4: one reward-model input everywhere, and centred scores."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl.experimental.utils import get_reward
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from rlhf_trl.data import tokenize
+from rlhf_trl.rewards import grpo_reward, load_reward_model, score
+
+
+@pytest.fixture(params=["model", "gpt2"])
+def scorer(request, world, tmp_path):
+    """An (untrained) reward model folder of either architecture, loaded, with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(world / request.param, padding_side="left")
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(world / request.param, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.reward_mean, model.config.reward_std = 0.7, 1.9
+    model.save_pretrained(tmp_path / "reward")
+    return load_reward_model(str(tmp_path / "reward")), tokenizer
+
+
+def triples(tokenizer):
+    """64 of them: prompts and completions short and long, every second one finished."""
+    rng = random.Random(0)
+    words = [token for token in range(10, len(tokenizer)) if token not in tokenizer.all_special_ids]
+    for i in range(64):
+        prompt = "\n\nHuman: " + "Which city governs Spain? " * rng.choice([1, 2, 4]) + "\n\nAssistant:"
+        completion = rng.choices(words, k=rng.choice([1, 2, 7, 15]))
+        yield prompt, completion + [tokenizer.eos_token_id] * (i % 2)
+
+
+def test_the_same_triples_score_the_same_everywhere(scorer):
+    model, tokenizer = scorer
+    rows = list(triples(tokenizer))
+    prompts = [prompt for prompt, _ in rows]
+    completions = [completion for _, completion in rows]
+    sequences = [tokenizer(prompt)["input_ids"] + completion for prompt, completion in rows]
+
+    evaluation = score(model, sequences, batch_size=16)
+    alone = torch.cat([score(model, [sequence]) for sequence in sequences])
+    grpo = torch.tensor(grpo_reward(model, tokenizer)(prompts=prompts, completion_ids=completions))
+
+    # reward training: TRL's collator and the model's own forward pass
+    batch = DataCollatorForPreference(tokenizer.pad_token_id)(
+        [{"chosen_ids": a, "rejected_ids": b} for a, b in zip(sequences[::2], sequences[1::2], strict=True)]
+    )
+    with torch.no_grad():
+        halves = model(**batch).logits.squeeze(-1).chunk(2)
+    training = torch.stack(halves, 1).flatten()
+
+    # PPO: prompts padded on the left, responses on the right, TRL's own reward function
+    queries = tokenizer.pad({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts]}, return_tensors="pt")
+    responses = torch.full((64, max(map(len, completions)) + 1), tokenizer.pad_token_id)
+    for i, completion in enumerate(completions):
+        responses[i, : len(completion)] = torch.tensor(completion)
+    context = queries["input_ids"].shape[1]
+    with torch.no_grad():
+        ppo = get_reward(model, torch.cat([queries["input_ids"], responses], 1), tokenizer.pad_token_id, context)[1]
+
+    assert evaluation.std() > 0.01  # else the comparison would show nothing
+    for other in (alone, grpo, training, ppo):
+        torch.testing.assert_close(other, evaluation, atol=1e-4, rtol=0)
+    unfinished = score(model, [sequence[:-1] for sequence in sequences[1::2]])
+    assert (unfinished - evaluation[1::2]).abs().max() > 1e-2  # eos is seen
+
+
+def test_scores_are_standardised(scorer):
+    model, tokenizer = scorer
+    raw = AutoModelForSequenceClassification.from_pretrained(model.name_or_path).eval()
+    sequences = [tokenizer(prompt)["input_ids"] + completion for prompt, completion in triples(tokenizer)]
+    torch.testing.assert_close(score(model, sequences), (score(raw, sequences) - 0.7) / 1.9)
+
+
+def test_reward_training_ends_replies_in_eos(scorer):
+    _, tokenizer = scorer
+    row = tokenize({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}, tokenizer)
+    for side in ("chosen_ids", "rejected_ids"):
+        assert row[side][-1] == tokenizer.eos_token_id
+        assert row[side].count(tokenizer.eos_token_id) == 1
