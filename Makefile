@@ -25,6 +25,7 @@ args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
 COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
 
 .DEFAULT_GOAL := help
+.PRECIOUS: $(OUT)/%/manifest.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
 .PHONY: help demo all sft reward ppo grpo dpo score report test lint clean
 
 help:

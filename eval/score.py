@@ -27,7 +27,7 @@ def main() -> None:
     root = Path(config.output_dir)
     for name in config.policies:
         check_source(str(root / name))
-    reward_model = load_reward_model(str(root / "reward"), config.dtype).to(device())
+    reward_model = load_reward_model(str(root / "reward"), dtype=config.dtype).to(device())
     tokenizer = load_tokenizer(str(root / config.policies[0]))
     pairs = build_dataset(data_config, "eval", tokenizer, config.seed)
     prompts = pairs.select(range(min(config.prompts, len(pairs))))

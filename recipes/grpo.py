@@ -13,7 +13,7 @@ def main() -> None:
 
     from rlhf_trl.config import RewardModelConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, device, load_causal_lm, load_tokenizer, lora
+    from rlhf_trl.models import check_context, device, load_causal_lm, load_options, load_tokenizer, lora
     from rlhf_trl.rewards import grpo_reward, load_reward_model
     from rlhf_trl.runs import Run
 
@@ -23,7 +23,7 @@ def main() -> None:
 
     # Load
     tokenizer = load_tokenizer(model_config.model_name_or_path)
-    reward_model = load_reward_model(reward_config.reward_model_path)
+    reward_model = load_reward_model(reward_config.reward_model_path, **load_options(model_config))
     check_context(model_config, data_config.max_prompt_tokens, args.max_completion_length)
     prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
 

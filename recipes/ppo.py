@@ -16,7 +16,7 @@ def main() -> None:
 
     from rlhf_trl.config import parse
     from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, load_causal_lm, load_tokenizer, lora
+    from rlhf_trl.models import check_context, load_causal_lm, load_options, load_tokenizer, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, load_value_model
     from rlhf_trl.rewards import load_reward_model
     from rlhf_trl.runs import Run
@@ -25,7 +25,7 @@ def main() -> None:
 
     # Load
     tokenizer = load_tokenizer(model_config.model_name_or_path)
-    reward_model = load_reward_model(args.reward_model_path)
+    reward_model = load_reward_model(args.reward_model_path, **load_options(model_config))
     check_context(model_config, data_config.max_prompt_tokens, args.response_length)
     prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
     check_batches(args, len(prompts))
@@ -38,7 +38,9 @@ def main() -> None:
         model=load_causal_lm(model_config, tokenizer),
         ref_model=None,
         reward_model=reward_model,
-        value_model=load_value_model(args.reward_model_path, lora(model_config, "SEQ_CLS")),
+        value_model=load_value_model(
+            args.reward_model_path, lora(model_config, "SEQ_CLS"), **load_options(model_config)
+        ),
         train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
         peft_config=lora(model_config, "CAUSAL_LM"),
     )

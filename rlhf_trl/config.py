@@ -108,6 +108,8 @@ def _check_model(config: ModelConfig) -> None:
         raise UserError("load_in_4bit and load_in_8bit need bitsandbytes; pip install bitsandbytes or unset them")
     if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
         raise UserError("a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it")
+    if (config.load_in_4bit or config.load_in_8bit) and config.dtype != "bfloat16":
+        raise UserError("TRL trains the adapters of a quantized model in bfloat16; set dtype: bfloat16")
 
 
 def _check_writable(folder: Path) -> None:

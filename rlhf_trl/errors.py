@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -18,6 +19,7 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapper() -> None:
+        warnings.simplefilter("ignore", FutureWarning)  # of our dependencies' next versions; the pins protect from them
         try:
             main()
         except UserError as error:

@@ -63,6 +63,16 @@ def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "mai
     return tokenizer
 
 
+def load_options(model: ModelConfig) -> dict:
+    """How a config wants models loaded: dtype, attention and quantization, as `from_pretrained` takes them."""
+    options = {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "quantization_config": get_quantization_config(model),
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def load_policy(folder: str, dtype: str) -> PreTrainedModel | PeftModel:
     """A trained policy, full model or adapter, in eval mode, with clean generation settings."""
     adapter = (Path(folder) / "adapter_config.json").exists()
@@ -77,7 +87,9 @@ def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     Whatever else a model's own generation config asks for (a repetition penalty, top-p) would make
     samples come from another distribution than the one whose log-probabilities training computes.
     """
-    lm = AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **_load_kwargs(model))
+    lm = AutoModelForCausalLM.from_pretrained(
+        model.model_name_or_path, **load_options(model), revision=model.model_revision
+    )
     lm.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return _fit_vocabulary(lm, tokenizer)
 
@@ -86,7 +98,7 @@ def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerB
     """A model with one score per sequence, read at the last token before the padding."""
     with suppress_seqcls_warning():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model.model_name_or_path, num_labels=1, **_load_kwargs(model)
+            model.model_name_or_path, num_labels=1, **load_options(model), revision=model.model_revision
         )
     return _fit_vocabulary(classifier, tokenizer)
 
@@ -153,16 +165,6 @@ def is_reward_model(folder: str) -> bool:
 def device() -> torch.device:
     """Where evaluation runs."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def _load_kwargs(model: ModelConfig) -> dict:
-    quantization = get_quantization_config(model)
-    kwargs = {
-        "revision": model.model_revision,
-        "dtype": model.dtype,
-        "attn_implementation": model.attn_implementation,
-    }
-    return kwargs if quantization is None else {**kwargs, "quantization_config": quantization}
 
 
 def _unquantized(config):

@@ -84,12 +84,12 @@ def check_batches(args: PPOConfig, prompts: int) -> None:
         )
 
 
-def load_value_model(reward_model_path: str, peft_config: LoraConfig | None) -> PreTrainedModel:
+def load_value_model(reward_model_path: str, peft_config: LoraConfig | None, **load_options) -> PreTrainedModel:
     """The reward model with its standardised head as the start of the value model, with LoRA if configured.
 
     (`peft_config` given to TRL's trainer wraps the policy only; the value model would train in full.)
     """
-    model = load_reward_model(reward_model_path)
+    model = load_reward_model(reward_model_path, **load_options)
     return model if peft_config is None else inject_lora(model, peft_config)
 
 

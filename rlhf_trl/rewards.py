@@ -33,15 +33,17 @@ class StandardisedHead(nn.Module):
         return (self.head(hidden) - self.mean) / self.std
 
 
-def load_reward_model(folder: str, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
+def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
     """A trained reward model, in eval mode, that gives standardised scores.
+
+    `load_options` go to `from_pretrained`; float32 by default.
 
     Raises:
         UserError: the folder is not one that the reward recipe made.
     """
     if not is_reward_model(folder):
         raise UserError(f"{folder} holds no reward model; make one with 'make reward' and name its run folder")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
     model.score = StandardisedHead(model.score, model.config.reward_mean, model.config.reward_std)
     return model.eval()
 
