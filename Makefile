@@ -15,6 +15,8 @@ RUN       := .venv/bin/python
 
 # The demo makes its own data and model; every other profile names them in its configs.
 ifeq ($(PROFILE),demo)
+# So small a model gains nothing from more threads, and one gives the same result on every machine.
+export OMP_NUM_THREADS ?= 1
 DEMO  := $(OUT)/model/config.json
 MODEL := $(or $(MODEL),$(OUT)/model)
 DATA  := $(or $(DATA),$(OUT)/data)
