@@ -2,7 +2,7 @@
 
 import torch
 from peft import LoraConfig
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from rlhf_trl.errors import UserError
@@ -18,7 +18,6 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     def __init__(self, args: PPOConfig, model, value_model, **kwargs) -> None:
         _configure_checkpointing(args, model, value_model)
-        model.generation_config = _clean_generation_config(model)
         super().__init__(args=args, model=model, value_model=value_model, **kwargs)
         self._step_once_per_mini_batch()
         self._clip_gradients()
@@ -45,12 +44,12 @@ class CorrectedPPOTrainer(PPOTrainer):
         """TRL averages statistics over `num_mini_batches` times too many slots, the rest of them zero."""
         slots = self.args.num_mini_batches
         if "val/ratio" in logs and slots > 1:
-            mean, count = logs["val/ratio"], self.args.num_ppo_epochs * self.args.gradient_accumulation_steps
+            filled = self.args.num_ppo_epochs * self.args.gradient_accumulation_steps
+            total = filled * slots
+            square_sum = logs["val/ratio_var"] * (total - 1) + total * logs["val/ratio"] ** 2
             for name in DILUTED:
                 logs[name] *= slots
-            # sums over all slots are right; the variance is taken anew over those that were filled
-            square_sum = logs["val/ratio_var"] * (count * slots - 1) + count * slots * mean**2
-            logs["val/ratio_var"] = (square_sum - count * logs["val/ratio"] ** 2) / (count - 1)
+            logs["val/ratio_var"] = (square_sum - filled * logs["val/ratio"] ** 2) / (filled - 1)
         super().log(logs, start_time)
 
 
@@ -99,10 +98,3 @@ def _configure_checkpointing(args: PPOConfig, *models) -> None:
         for model in models:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
-
-
-def _clean_generation_config(model) -> GenerationConfig:
-    """TRL fills generation fields it leaves unset from the model's own config; a repetition penalty there
-    would make the samples' probabilities differ from those that training computes."""
-    old = model.generation_config
-    return GenerationConfig(eos_token_id=old.eos_token_id, pad_token_id=old.pad_token_id)
