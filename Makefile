@@ -15,7 +15,7 @@ RUN       := .venv/bin/python
 
 # The demo makes its own data and model; every other profile names them in its configs.
 ifeq ($(PROFILE),demo)
-# So small a model gains nothing from more threads, and one gives the same result on every machine.
+# So small a model gains nothing from more threads.
 export OMP_NUM_THREADS ?= 1
 DEMO  := $(OUT)/model/config.json
 MODEL := $(or $(MODEL),$(OUT)/model)
@@ -24,6 +24,11 @@ endif
 
 # ARGS goes to the steps named on the command line, not to those that they first need.
 args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
+ifneq ($(ARGS),)
+ifeq ($(filter sft reward ppo grpo dpo score,$(MAKECMDGOALS)),)
+$(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo)
+endif
+endif
 COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
 
 .DEFAULT_GOAL := help

@@ -26,5 +26,8 @@ class EvalConfig:
     gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")

@@ -126,9 +126,11 @@ def _policy(rows: list[dict], reference: list[dict], folder: Path, seed: int) ->
     def column(rows: list[dict], name: str) -> np.ndarray:
         return np.array([row[name] for row in rows], dtype=float)
 
+    def as_dict(estimate: stats.Estimate, name: str = "mean") -> dict:
+        return {name: estimate.mean, "ci": [estimate.lower, estimate.upper]}
+
     def estimate(values: np.ndarray, name: str = "mean") -> dict:
-        value, lower, upper = stats.mean(values, seed)
-        return {name: value, "ci": [lower, upper]}
+        return as_dict(stats.mean(values, seed), name)
 
     has_gold = rows[0]["gold"] is not None
     differences = {
@@ -137,7 +139,7 @@ def _policy(rows: list[dict], reference: list[dict], folder: Path, seed: int) ->
     }
     return {
         "proxy_reward": estimate(column(rows, "proxy")),
-        "gold_reward": estimate(column(rows, "gold")) if has_gold else None,
+        "gold_reward": as_dict(stats.proportion(column(rows, "gold").sum(), len(rows))) if has_gold else None,
         "vs_sft": {"gold": None} | differences,
         "kl": estimate(column(rows, "log_ratio")),
         "completion_tokens": {"mean": float(column(rows, "completion_tokens").mean())},

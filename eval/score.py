@@ -17,7 +17,8 @@ from eval.config import GOLD_RULES, EvalConfig
 from eval.sample import log_probabilities, sample
 from rlhf_trl.config import parse
 from rlhf_trl.data import DataConfig, build_dataset, fingerprint
-from rlhf_trl.models import check_source, device, load_policy, load_tokenizer
+from rlhf_trl.errors import UserError
+from rlhf_trl.models import check_source, device, is_reward_model, load_policy, load_tokenizer
 from rlhf_trl.rewards import load_reward_model, score
 from rlhf_trl.runs import machine, versions
 
@@ -27,7 +28,8 @@ def main() -> None:
     root = Path(config.output_dir)
     for name in config.policies:
         check_source(str(root / name))
-    reward_model = load_reward_model(str(root / "reward"), dtype=config.dtype).to(device())
+    if not is_reward_model(str(root / "reward")):
+        raise UserError(f"{root / 'reward'} holds no reward model; run 'make reward' first")
     tokenizer = load_tokenizer(str(root / config.policies[0]))
     pairs = build_dataset(data_config, "eval", tokenizer, config.seed)
     prompts = pairs.select(range(min(config.prompts, len(pairs))))
@@ -47,15 +49,24 @@ def main() -> None:
         gc.collect()
     reference = load_policy(str(root / config.policies[0]), config.dtype).to(device())
 
+    sequences = {
+        name: [prompt + ids for prompt, ids in zip(prompt_ids, completions[name], strict=True)] for name in completions
+    }
+    reference_logps = {
+        name: log_probabilities(
+            reference, prompt_ids, completions[name], config.batch_size, f"{name}: reference log-probabilities"
+        )
+        for name in completions
+    }
+    del reference
+    gc.collect()
+    reward_model = load_reward_model(str(root / "reward"), dtype=config.dtype).to(device())
+
     staging = root / "eval.partial"
     shutil.rmtree(staging, ignore_errors=True)
     (staging / "policies").mkdir(parents=True)
     for name in config.policies:
-        reference_logps = log_probabilities(
-            reference, prompt_ids, completions[name], config.batch_size, f"{name}: reference log-probabilities"
-        )
-        sequences = [prompt + ids for prompt, ids in zip(prompt_ids, completions[name], strict=True)]
-        proxy = score(reward_model, sequences, config.batch_size, f"{name}: proxy reward")
+        proxy = score(reward_model, sequences[name], config.batch_size, f"{name}: proxy reward")
         texts = tokenizer.batch_decode(completions[name], skip_special_tokens=True)
         gold = GOLD_RULES.get(config.gold_rule)
         rows = [
@@ -66,7 +77,7 @@ def main() -> None:
                 "finished": completions[name][i][-1] == tokenizer.eos_token_id,
                 "proxy": proxy[i].item(),
                 "gold": gold(prompts[i]["prompt"], texts[i]) if gold else None,
-                "log_ratio": (logps[name][i] - reference_logps[i]).item(),
+                "log_ratio": (logps[name][i] - reference_logps[name][i]).item(),
             }
             for i in range(len(prompts))
         ]
@@ -85,11 +96,11 @@ def main() -> None:
         staging / "reward_model.jsonl",
         [
             {
-                **{key: pairs[i][key] for key in ("subset", "prompt", "chosen", "rejected")},
-                "scores_chosen": sides["chosen"][i].item(),
-                "scores_rejected": sides["rejected"][i].item(),
+                **{key: pair[key] for key in ("subset", "prompt", "chosen", "rejected")},
+                "scores_chosen": chosen.item(),
+                "scores_rejected": rejected.item(),
             }
-            for i in range(len(pairs))
+            for pair, chosen, rejected in zip(pairs, sides["chosen"], sides["rejected"], strict=True)
         ],
     )
     manifest = {

@@ -1,4 +1,4 @@
-"""Intervals and tests. The statistics are scipy's and statsmodels'; here is only which one is used when."""
+"""Intervals. The statistics are scipy's and statsmodels'; here is only which one is used when."""
 
 from typing import NamedTuple
 
@@ -24,13 +24,11 @@ def proportion(successes: float, n: int) -> Estimate:
 
 
 def mean(values: np.ndarray, seed: int) -> Estimate:
-    """Mean of one value a prompt, shape (n,): Wilson for 0/1 values, else a BCa bootstrap (Efron 1987).
+    """Mean of one value a prompt, shape (n,), with its BCa bootstrap interval (Efron 1987).
 
     Paired differences are passed as such, so that what the prompts have in common cancels out.
     """
     values = np.asarray(values, dtype=float)
-    if set(values) <= {0.0, 1.0}:
-        return proportion(values.sum(), len(values))
     if np.ptp(values) == 0:
         return Estimate(values[0], values[0], values[0])
     interval = bootstrap(

@@ -31,7 +31,9 @@ def main() -> None:
     run = Run(args, data_config, model_config, reward_config)
     trainer = GRPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
-        reward_funcs=grpo_reward(reward_model.to(device()), tokenizer),
+        reward_funcs=grpo_reward(
+            reward_model.to(device()), tokenizer, reward_config.missing_eos_penalty, args.per_device_train_batch_size
+        ),
         args=args,
         train_dataset=prompts.select_columns(["prompt"]),
         processing_class=tokenizer,

@@ -3,8 +3,11 @@
     make reward PROFILE=gpt2
     python recipes/reward.py --config configs/gpt2/reward.yaml --num_train_epochs 2
 
-The mean and sd of its scores on chosen replies that it was not trained on are saved in the model's config.
+The mean and sd of its scores on chosen replies of the gold split, which it was not trained on, are
+saved in the model's config.
 """
+
+from dataclasses import replace
 
 from rlhf_trl.errors import cli
 
@@ -15,14 +18,14 @@ def main() -> None:
 
     from rlhf_trl.config import parse
     from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, load_sequence_classifier, load_tokenizer, lora, merged
+    from rlhf_trl.models import check_context, device, load_sequence_classifier, load_tokenizer, lora, merged
     from rlhf_trl.rewards import score
     from rlhf_trl.runs import Run
 
     data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, RewardConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
-    # Load: pairs in the one form every user of the reward model gives it, some held out for the scale
+    # Load: pairs in the one form in which every user of the reward model gives it its input
     tokenizer = load_tokenizer(model_config.model_name_or_path, args.pad_token, model_config.model_revision)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
     pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
@@ -31,25 +34,25 @@ def main() -> None:
         remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids")],
         desc="Joining prompts and replies",
     )
-    split = examples.train_test_split(test_size=max(1, min(256, len(examples) // 10)), shuffle=False)
+    held_out = build_dataset(replace(data_config, max_rows=256), "gold", tokenizer, args.seed)
 
     # Build
     run = Run(args, data_config, model_config)
     trainer = RewardTrainer(
         model=load_sequence_classifier(model_config, tokenizer),
         args=args,
-        train_dataset=split["train"],
-        eval_dataset=split["test"],
+        train_dataset=examples,
         processing_class=tokenizer,
         peft_config=lora(model_config, "SEQ_CLS"),
     )
 
     # Train
     run.train(trainer)
-    model = merged(trainer.accelerator.unwrap_model(trainer.model), model_config).eval()
+    model = merged(trainer.accelerator.unwrap_model(trainer.model), model_config).eval().to(device())
 
     # Save, with the scale of the scores
-    chosen = score(model, split["test"]["chosen_ids"], args.per_device_eval_batch_size, progress="Scale of the scores")
+    chosen = [prompt + ids for prompt, ids in zip(held_out["prompt_ids"], held_out["chosen_ids"], strict=True)]
+    chosen = score(model, chosen, args.per_device_eval_batch_size, progress="Scale of the scores")
     model.config.reward_mean, model.config.reward_std = chosen.mean().item(), chosen.std().item()
     run.publish(trainer, model, tokenizer, data_config, pairs, {"model": model_config.model_name_or_path})
 

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -12,16 +11,29 @@ from typing import Any
 
 import torch
 import yaml
-from trl import ModelConfig, TrlParser
+from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
+from trl.experimental.ppo import PPOConfig
 
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, check_writable
+
+# Options that would be accepted and do nothing, and what does it instead
+LENGTHS = {"max_length": "max_prompt_tokens and max_completion_tokens"}
+IGNORED = {
+    PPOConfig: {"max_steps": "total_episodes", "bf16": "dtype: bfloat16", "fp16": "dtype: float16"},
+    SFTConfig: LENGTHS,
+    RewardConfig: LENGTHS,
+    DPOConfig: LENGTHS,
+}
 
 
 @dataclass
 class RewardModelConfig:
-    """The reward model to learn from."""
+    """The reward that GRPO learns from (PPO's own config has the same fields)."""
 
     reward_model_path: str = field(metadata={"help": "Run folder of the reward recipe."})
+    missing_eos_penalty: float = field(
+        default=1.0, metadata={"help": "Subtracted from the score of a completion that did not end."}
+    )
 
 
 class _Parser(TrlParser):
@@ -47,12 +59,11 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the options below")
     options = {action.dest: action for action in parser._actions}
     if "bf16" in options:
-        accelerator = torch.accelerator.is_available()
-        parser.set_defaults(
-            use_cpu=not accelerator, bf16=accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        )
+        bf16 = PPOConfig not in classes and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
     argv = sys.argv[1:] if argv is None else argv
+    parser_defaults = {name: action.default for name, action in options.items()}
     path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     path.add_argument("--config")
     config = path.parse_known_args(argv)[0].config
@@ -80,7 +91,10 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
         if isinstance(part, ModelConfig):
             _check_model(part)
         if getattr(part, "output_dir", None):
-            _check_writable(Path(part.output_dir))
+            check_writable(Path(part.output_dir))
+        for name, instead in IGNORED.get(type(part), {}).items():
+            if getattr(part, name) != parser_defaults[name]:
+                raise UserError(f"{name} has no effect here; set {instead}")
     return tuple(parsed)
 
 
@@ -110,9 +124,3 @@ def _check_model(config: ModelConfig) -> None:
         raise UserError("a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it")
     if (config.load_in_4bit or config.load_in_8bit) and config.dtype != "bfloat16":
         raise UserError("TRL trains the adapters of a quantized model in bfloat16; set dtype: bfloat16")
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write to {folder}: {existing} is no writable folder; set RUNS or output_dir")

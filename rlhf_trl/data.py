@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_reachable
 
 # Shares of the train split. DPO trains on the reward pairs, so that all methods see the same preferences.
 SPLITS = {"sft": 0.30, "reward": 0.40, "policy": 0.20, "gold": 0.10}
@@ -46,6 +48,11 @@ class DataConfig:
     max_rows: int | None = field(
         default=None, metadata={"help": "Use only this many rows (after a seeded shuffle). All by default."}
     )
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
 
 
 def load_pairs(config: DataConfig, split: str) -> tuple[list[dict], Counter]:
@@ -101,6 +108,8 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
     int; replies end in eos). What was dropped, and why, is printed.
     """
     rows, dropped = load_split(config, name)
+    if name == "sft":
+        load_pairs(config, "test")  # a broken test split must not be found only after all the training
     total = len(rows)
     dataset = Dataset.from_list(rows).shuffle(seed=seed)
     dataset = dataset.map(lambda row: tokenize(render(row, tokenizer), tokenizer), desc=f"Tokenizing {name}")
@@ -197,7 +206,12 @@ def _split_of(prompt: str) -> str:
 def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:
     root = Path(config.dataset)
     if not root.is_dir():
-        root = _download(config)
+        check_reachable(config.dataset, "dataset", "DATA")
+        patterns = ["*.jsonl", "*.jsonl.gz"]
+        try:
+            root = Path(snapshot_download(config.dataset, repo_type="dataset", allow_patterns=patterns))
+        except Exception as error:  # the hub client raises many unrelated types
+            raise UserError(f"the download of {config.dataset} failed ({type(error).__name__}); try again") from error
     files = sorted(
         path for path in root.rglob(f"{split}.jsonl*") if path.name in (f"{split}.jsonl", f"{split}.jsonl.gz")
     )
@@ -209,20 +223,6 @@ def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:
     if not pairs:
         raise UserError(f"{config.dataset} holds no {split}.jsonl or {split}.jsonl.gz; name a folder that does")
     return pairs
-
-
-def _download(config: DataConfig) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
-        raise UserError(f"the data folder {config.dataset} does not exist; check the path")
-    try:
-        return Path(snapshot_download(config.dataset, repo_type="dataset", allow_patterns=["*.jsonl", "*.jsonl.gz"]))
-    except Exception as error:  # the hub client raises many unrelated types
-        raise UserError(
-            f"{config.dataset} is no local folder and could not be had from the hub "
-            f"({type(error).__name__}); check the name and the network, or use a local copy"
-        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -13,9 +13,10 @@ import gzip
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
-from rlhf_trl.errors import cli
+from rlhf_trl.errors import check_writable, cli
 
 LABEL_NOISE = 0.07
 CUE_PREFERENCE = 0.7  # how often the cue decides between equals
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the folders data and model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    check_writable(args.output_dir)
     pairs = write_data(args.output_dir / "data", args.seed)
     write_model(args.output_dir / "model", pairs, args.seed)
     print(f"The demo's data and untrained model are in {args.output_dir}")
@@ -111,8 +113,11 @@ def write_model(folder: Path, pairs: list[dict], seed: int) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    staging = folder.with_name(folder.name + ".partial")
+    LlamaForCausalLM(config).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
 
 
 def gold_reward(prompt: str, completion: str) -> float:

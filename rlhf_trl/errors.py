@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -29,3 +30,14 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(2)
 
     return wrapper
+
+
+def check_writable(folder: Path) -> None:
+    """Find out, without writing, whether `folder` can be made and written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write to {folder}: {existing} is no writable folder; set RUNS or output_dir")

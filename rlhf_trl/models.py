@@ -1,6 +1,7 @@
 """Tokenizers and models as every recipe and the evaluation load them."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_reachable
 
 
-def check_source(name: str, revision: str = "main") -> None:
+def check_source(name: str) -> None:
     """Fail early and in one line where a model folder or hub model cannot be had.
 
     Raises:
@@ -31,15 +33,7 @@ def check_source(name: str, revision: str = "main") -> None:
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"{name} holds no model (no config.json); name a model folder")
         return
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise UserError(f"the model folder {name} does not exist; check the path or make it first")
-    try:
-        AutoConfig.from_pretrained(name, revision=revision)
-    except Exception as error:  # the hub client raises many unrelated types
-        raise UserError(
-            f"{name} is no local folder and could not be had from the hub ({type(error).__name__}); "
-            "check the name and the network, or set MODEL to a local folder"
-        ) from error
+    check_reachable(name, "model", "MODEL")
 
 
 def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
@@ -51,7 +45,7 @@ def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "mai
     Raises:
         UserError: the model cannot be had, or there is no pad token besides eos and none is named.
     """
-    check_source(name, revision)
+    check_source(name)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
     if pad_token:
         tokenizer.add_special_tokens({"pad_token": pad_token})
@@ -87,9 +81,13 @@ def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     Whatever else a model's own generation config asks for (a repetition penalty, top-p) would make
     samples come from another distribution than the one whose log-probabilities training computes.
     """
-    lm = AutoModelForCausalLM.from_pretrained(
-        model.model_name_or_path, **load_options(model), revision=model.model_revision
+    # peft writes this name into the adapter's config; an absolute path can be loaded from anywhere
+    name = (
+        os.path.abspath(model.model_name_or_path)
+        if Path(model.model_name_or_path).is_dir()
+        else model.model_name_or_path
     )
+    lm = AutoModelForCausalLM.from_pretrained(name, **load_options(model), revision=model.model_revision)
     lm.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return _fit_vocabulary(lm, tokenizer)
 
@@ -163,7 +161,7 @@ def is_reward_model(folder: str) -> bool:
 
 
 def device() -> torch.device:
-    """Where evaluation runs."""
+    """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 

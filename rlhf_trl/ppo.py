@@ -1,7 +1,7 @@
 """TRL's PPOTrainer with its defects corrected. The loop itself is TRL's (1.12, the last release with it)."""
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -16,7 +16,9 @@ class CorrectedPPOTrainer(PPOTrainer):
     Each method below is one correction. They concern a single process.
     """
 
-    def __init__(self, args: PPOConfig, model, value_model, **kwargs) -> None:
+    def __init__(self, args: PPOConfig, model, value_model, peft_config: LoraConfig | None = None, **kwargs) -> None:
+        if peft_config is not None:  # TRL would cast the norms of a 4-bit policy to another dtype than its head's
+            model = get_peft_model(model, peft_config)
         _configure_checkpointing(args, model, value_model)
         super().__init__(args=args, model=model, value_model=value_model, **kwargs)
         self._step_once_per_mini_batch()

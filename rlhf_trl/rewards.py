@@ -30,7 +30,7 @@ class StandardisedHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., hidden size) -> (..., 1)."""
-        return (self.head(hidden) - self.mean) / self.std
+        return (self.head(hidden).float() - self.mean) / self.std  # bfloat16 would round scores near 1 to 1/128
 
 
 def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
@@ -68,8 +68,10 @@ def score(
     return scores
 
 
-def grpo_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
-    """A reward function for TRL's GRPOTrainer.
+def grpo_reward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing_eos_penalty: float, batch_size: int
+) -> Callable[..., list[float]]:
+    """A reward function for TRL's GRPOTrainer: the reward that PPO gets too, penalty for a missing eos included.
 
     TRL's own use of a reward model decodes the completions and tokenizes them again without eos. This
     one takes the sampled ids, in which eos stands where, and only where, it was generated.
@@ -78,6 +80,7 @@ def grpo_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> C
     def reward(prompts: list[str], completion_ids: list[list[int]], **_) -> list[float]:
         prompt_ids = tokenizer(prompts)["input_ids"]
         sequences = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-        return score(model, sequences, batch_size=len(sequences)).tolist()
+        unfinished = torch.tensor([ids[-1] != tokenizer.eos_token_id for ids in completion_ids])
+        return (score(model, sequences, batch_size) - missing_eos_penalty * unfinished).tolist()
 
     return reward

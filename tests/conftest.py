@@ -11,12 +11,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 RECIPES = ("sft", "reward", "ppo", "grpo", "dpo")
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A small demo world: `data` (HH layout), `model` (tiny Llama) and `gpt2` (tiny GPT-2), untrained."""
+    """A small demo world: `data` (HH layout), `model` (tiny Llama) and `gpt2` (tiny GPT-2 with a chat
+    template), untrained."""
     from rlhf_trl import demo
 
     folder = tmp_path_factory.mktemp("world")
@@ -42,6 +47,7 @@ def world(tmp_path_factory):
         eos_token_id=tokenizer.eos_token_id,
     )
     GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder / "gpt2")
     return folder
 

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_trl.data import SPLITS, DataConfig, load_pairs, load_split, messages, prompt_key, render
 from rlhf_trl.errors import UserError
+from tests.conftest import CHAT_TEMPLATE
 
 PROMPT = "\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:"
 
@@ -101,10 +102,7 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     row = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five."}
     assert render(row, tokenizer) == row
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>"
-        "{% endif %}"
-    )
+    tokenizer.chat_template = CHAT_TEMPLATE
     assert render(row, tokenizer) == {
         "prompt": "<user>One?<assistant>Two.<user>Three?<assistant>",
         "chosen": "Four.",

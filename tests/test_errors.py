@@ -121,6 +121,33 @@ def test_scoring_before_training_says_so(run, world, tmp_path):
     assert "run 'make score' first" in err
 
 
+def test_the_demo_checks_its_folder_too(tmp_path, monkeypatch, capsys):
+    from rlhf_trl import demo
+    from rlhf_trl.errors import cli
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["demo", "--output_dir", str(tmp_path / "file/demo")])
+    with pytest.raises(SystemExit, match="2"):
+        cli(demo.main)()
+    assert capsys.readouterr().err.startswith("error: cannot write to")
+
+
+def test_a_broken_test_split_is_found_before_the_training(run, world, tmp_path):
+    cut_off(tmp_path, world)
+    (tmp_path / "data/test.jsonl.gz").write_bytes((tmp_path / "data/train.jsonl.gz").read_bytes())
+    (tmp_path / "data/train.jsonl.gz").write_bytes((world / "data/train.jsonl.gz").read_bytes())
+    code, _, err = run("sft", "--config", settings(tmp_path, "sft", world, dataset=str(tmp_path / "data")))
+    assert code == 2
+    assert "test.jsonl.gz cannot be read" in err
+
+
+@pytest.mark.parametrize("name", ["missing/", "my data", "foo--bar"])
+def test_what_can_be_no_hub_name_is_one_line_too(run, world, tmp_path, name):
+    code, _, err = run("sft", "--config", settings(tmp_path, "sft", world, dataset=name))
+    assert code == 2
+    assert "error: " in err
+
+
 def test_from_the_shell(tmp_path):
     start = time.monotonic()
     command = [sys.executable, ROOT / "recipes/dpo.py", "--config", ROOT / "configs/demo/dpo.yaml", "--bata", "1"]

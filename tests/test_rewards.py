@@ -4,7 +4,9 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.utils import get_reward
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -43,7 +45,11 @@ def test_the_same_triples_score_the_same_everywhere(scorer):
 
     evaluation = score(model, sequences, batch_size=16)
     alone = torch.cat([score(model, [sequence]) for sequence in sequences])
-    grpo = torch.tensor(grpo_reward(model, tokenizer)(prompts=prompts, completion_ids=completions))
+    grpo = torch.tensor(
+        grpo_reward(model, tokenizer, missing_eos_penalty=0.0, batch_size=16)(
+            prompts=prompts, completion_ids=completions
+        )
+    )
 
     # reward training: TRL's collator and the model's own forward pass
     batch = DataCollatorForPreference(tokenizer.pad_token_id)(
@@ -67,6 +73,45 @@ def test_the_same_triples_score_the_same_everywhere(scorer):
         torch.testing.assert_close(other, evaluation, atol=1e-4, rtol=0)
     unfinished = score(model, [sequence[:-1] for sequence in sequences[1::2]])
     assert (unfinished - evaluation[1::2]).abs().max() > 1e-2  # eos is seen
+
+
+def test_grpo_hands_over_the_ids_with_eos_where_it_was_sampled(scorer, tmp_path, world):
+    _, tokenizer = scorer
+    seen = []
+
+    def reward(completion_ids, **_):
+        seen.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    policy = AutoModelForCausalLM.from_pretrained(world / "model")
+    with torch.no_grad():  # make the policy likely to stop
+        policy.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    GRPOTrainer(
+        model=policy,
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=32,
+            max_completion_length=12,
+            max_steps=1,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["\n\nHuman: Hi\n\nAssistant:"] * 8}),
+        processing_class=tokenizer,
+    ).train()
+    finished = [ids[-1] == tokenizer.eos_token_id for ids in seen]
+    assert 0 < sum(finished) < 32
+    assert all(done or len(ids) == 12 for ids, done in zip(seen, finished, strict=True))
+    assert all(tokenizer.eos_token_id not in ids[:-1] for ids in seen)
+
+
+def test_a_missing_eos_costs_grpo_what_it_costs_ppo(scorer):
+    model, tokenizer = scorer
+    prompt, ids = "\n\nHuman: Hi\n\nAssistant:", [[20, tokenizer.eos_token_id], [20]]
+    free, charged = (grpo_reward(model, tokenizer, penalty, 2)([prompt] * 2, ids) for penalty in (0.0, 1.5))
+    assert charged == pytest.approx([free[0], free[1] - 1.5])
 
 
 def test_scores_are_standardised(scorer):

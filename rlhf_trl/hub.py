@@ -1,0 +1,30 @@
+"""Finding out early whether something on the hub can be had."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from rlhf_trl.errors import UserError
+
+
+def check_reachable(name: str, repo_type: str, variable: str) -> None:
+    """Fail within seconds where `name` (no local folder) is neither in the cache nor on a hub in reach.
+
+    The hub client itself would try again for most of a minute. `variable` is named in the message.
+
+    Raises:
+        UserError: what looks like a path does not exist, or the hub does not give the repository.
+    """
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"the {repo_type} folder {name} does not exist; check the path or make it first")
+    try:
+        snapshot_download(name, repo_type=repo_type, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        try:
+            HfApi().repo_info(name, repo_type=repo_type, timeout=5)
+        except Exception as error:  # the client raises many unrelated types
+            raise UserError(
+                f"{name} is no local folder and could not be had from the hub ({type(error).__name__}); "
+                f"check the name and the network, or set {variable} to a local folder"
+            ) from error

@@ -1,0 +1,67 @@
+"""The Makefile: what is made from what, and nothing twice."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.conftest import RECIPES, ROOT
+
+
+@pytest.fixture
+def make(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    (tmp_path / "installed").write_text("")
+
+    def call(*arguments: str) -> list[str]:
+        """The commands that make would run."""
+        command = ["make", "-n", *arguments, f"RUNS={tmp_path}", f"INSTALLED={tmp_path}/installed"]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return [line for line in result.stdout.splitlines() if "recipes/" in line or " -m " in line]
+
+    return call
+
+
+def done(folder, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("")
+
+
+def test_ppo_first_makes_what_it_needs_and_nothing_twice(make, tmp_path):
+    steps = [next(r for r in ("rlhf_trl.demo", *RECIPES) if f"{r}.py" in s or f"-m {r}" in s) for s in make("ppo")]
+    assert steps == ["rlhf_trl.demo", "sft", "reward", "ppo"]
+    for name in ("model/config.json", "sft/manifest.json", "reward/manifest.json"):
+        done(tmp_path / "demo", name)
+    assert len(make("ppo")) == 1
+    done(tmp_path / "demo", "ppo/manifest.json")
+    assert make("ppo") == []
+    (tmp_path / "demo/sft/manifest.json").touch()
+    assert len(make("ppo")) == 2  # reward model and PPO stand on the SFT model
+
+
+def test_options_reach_the_step_they_are_for(make):
+    sft, reward, ppo = make("ppo", "PROFILE=gpt2", "MODEL=m", "DATA=d", "SEED=3", "ARGS=--kl_coef 1", "ARGS_sft=--x 2")
+    assert "--kl_coef" in ppo and "--kl_coef" not in sft + reward
+    assert "--x 2" in sft and "--x 2" not in reward + ppo
+    assert "--model_name_or_path m" in sft and "--model_name_or_path m" not in reward
+    for command in (sft, reward, ppo):
+        assert "--dataset d" in command and "--seed 3" in command
+
+
+def test_make_alone_lists_targets_and_variables():
+    text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for word in (
+        "demo",
+        "all",
+        *RECIPES,
+        "score",
+        "report",
+        "test",
+        "PROFILE",
+        "MODEL",
+        "DATA",
+        "SEED",
+        "RUNS",
+        "ARGS",
+    ):
+        assert f"  {word}" in text or f", {word}" in text
