@@ -6,6 +6,7 @@
 Every number comes from the files of the run; the sentences follow from the intervals.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -41,7 +42,7 @@ def main() -> None:
     text = environment.get_template("ANALYSIS.md").render(
         summary=summary,
         reference=config.policies[0],
-        verdicts=verdicts(summary),
+        verdicts=verdicts(summary["comparisons"]),
         curves=curves,
         manifests={name: json.loads((root / name / "manifest.json").read_text()) for name in curves},
         evaluation=json.loads((root / "eval" / "manifest.json").read_text()),
@@ -70,24 +71,42 @@ def summarise(root: Path, policies: list[str], seed: int) -> dict:
         "versions": evaluation["versions"],
         "prompts": len(rows[policies[0]]),
         "reward_model": {"accuracy": accuracy.mean, "ci": [accuracy.lower, accuracy.upper], "n": len(margins)},
+        "comparisons": compare(rows, seed),
         "policies": {name: _policy(rows[name], rows[policies[0]], root / name, seed) for name in policies},
     }
 
 
-def verdicts(summary: dict) -> list[str]:
-    """One sentence a method: what the interval of its difference from the reference says, and no more."""
-    reference, *methods = summary["policies"]
-    sentences = []
-    for name in methods:
-        differences = summary["policies"][name]["vs_sft"]
-        measure, difference = (
-            ("gold reward", differences["gold"]) if differences["gold"] else ("proxy reward", differences["proxy"])
-        )
-        lower, upper = difference["ci"]
-        change = "higher than" if lower > 0 else "lower than" if upper < 0 else "not shown to differ from"
+def compare(rows: dict[str, list[dict]], seed: int) -> list[dict]:
+    """Every pair of policies, on the gold reward where there is one, else on the proxy.
+
+    Differences are paired by prompt; p-values are of a sign-flip test, Holm-corrected over all pairs.
+    """
+    measure = "gold" if next(iter(rows.values()))[0]["gold"] is not None else "proxy"
+    pairs = [(b, a) for a, b in itertools.combinations(rows, 2)]
+    differences = [_column(rows[a], measure) - _column(rows[b], measure) for a, b in pairs]
+    p_values = [stats.sign_flip(difference, seed) for difference in differences]
+    return [
+        {"a": a, "b": b, "measure": measure, **_as_dict(stats.mean(difference, seed), "diff"), "p": p, "p_holm": p_holm}
+        for (a, b), difference, p, p_holm in zip(pairs, differences, p_values, stats.holm(p_values), strict=True)
+    ]
+
+
+def verdicts(comparisons: list[dict]) -> list[str]:
+    """What the corrected tests say, and no more: who is not shown to be worse, then each pair."""
+    better = {(c["a"], c["b"]) if c["diff"] > 0 else (c["b"], c["a"]) for c in comparisons if _shown(c)}
+    names = dict.fromkeys(name for c in comparisons for name in (c["b"], c["a"]))
+    beaten = {worse for _, worse in better}
+    sentences = [f"Not shown to be worse than any other: {', '.join(n.upper() for n in names if n not in beaten)}."]
+    for c in comparisons:
+        a, b, measure = c["a"].upper(), c["b"].upper(), f"{c['measure']} reward"
+        if _shown(c):
+            claim = f"{a}'s {measure} is {'higher' if c['diff'] > 0 else 'lower'} than {b}'s"
+        else:
+            claim = f"No difference in {measure} is shown between {a} and {b}"
+        lower, upper = c["ci"]
         sentences.append(
-            f"{name.upper()}: {measure} {change} {reference.upper()}'s "
-            f"(difference {difference['diff']:+.2f}, 95% CI {lower:+.2f} to {upper:+.2f})."
+            f"{claim} (difference {c['diff']:+.2f}, 95% CI {lower:+.2f} to {upper:+.2f}; "
+            f"p = {c['p_holm']:.2g} after Holm's correction)."
         )
     return sentences
 
@@ -122,28 +141,34 @@ def plot_reward_kl(summary: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def _shown(comparison: dict) -> bool:
+    return comparison["p_holm"] < 0.05
+
+
+def _column(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=float)
+
+
+def _as_dict(estimate: stats.Estimate, name: str = "mean") -> dict:
+    return {name: estimate.mean, "ci": [estimate.lower, estimate.upper]}
+
+
 def _policy(rows: list[dict], reference: list[dict], folder: Path, seed: int) -> dict:
-    def column(rows: list[dict], name: str) -> np.ndarray:
-        return np.array([row[name] for row in rows], dtype=float)
-
-    def as_dict(estimate: stats.Estimate, name: str = "mean") -> dict:
-        return {name: estimate.mean, "ci": [estimate.lower, estimate.upper]}
-
     def estimate(values: np.ndarray, name: str = "mean") -> dict:
-        return as_dict(stats.mean(values, seed), name)
+        return _as_dict(stats.mean(values, seed), name)
 
     has_gold = rows[0]["gold"] is not None
     differences = {
-        measure: estimate(column(rows, measure) - column(reference, measure), "diff")
+        measure: estimate(_column(rows, measure) - _column(reference, measure), "diff")
         for measure in (("proxy", "gold") if has_gold else ("proxy",))
     }
     return {
-        "proxy_reward": estimate(column(rows, "proxy")),
-        "gold_reward": as_dict(stats.proportion(column(rows, "gold").sum(), len(rows))) if has_gold else None,
+        "proxy_reward": estimate(_column(rows, "proxy")),
+        "gold_reward": _as_dict(stats.proportion(_column(rows, "gold").sum(), len(rows))) if has_gold else None,
         "vs_sft": {"gold": None} | differences,
-        "kl": estimate(column(rows, "log_ratio")),
-        "completion_tokens": {"mean": float(column(rows, "completion_tokens").mean())},
-        "eos_rate": float(column(rows, "finished").mean()),
+        "kl": estimate(_column(rows, "log_ratio")),
+        "completion_tokens": {"mean": float(_column(rows, "completion_tokens").mean())},
+        "eos_rate": float(_column(rows, "finished").mean()),
         "train": json.loads((folder / "manifest.json").read_text())["train"],
     }
 

@@ -1,9 +1,10 @@
-"""Intervals. The statistics are scipy's and statsmodels'; here is only which one is used when."""
+"""Intervals and tests. The statistics are scipy's and statsmodels'; here is only which one is used when."""
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 9_999
@@ -35,3 +36,22 @@ def mean(values: np.ndarray, seed: int) -> Estimate:
         (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
     ).confidence_interval
     return Estimate(float(values.mean()), float(interval.low), float(interval.high))
+
+
+def sign_flip(differences: np.ndarray, seed: int) -> float:
+    """Two-sided p-value of the hypothesis that paired differences, shape (n,), are symmetric about 0."""
+    return float(
+        permutation_test(
+            (np.asarray(differences, dtype=float),),
+            np.mean,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    )
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values corrected so that the chance of any false claim among them stays below their threshold (Holm 1979)."""
+    return multipletests(p_values, method="holm")[1].tolist()
