@@ -20,7 +20,9 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapper() -> None:
-        warnings.simplefilter("ignore", FutureWarning)  # of our dependencies' next versions; the pins protect from them
+        # what our dependencies' next versions will change: the pins protect from it
+        warnings.simplefilter("ignore", FutureWarning)
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         try:
             main()
         except UserError as error:

@@ -150,10 +150,10 @@ def test_what_can_be_no_hub_name_is_one_line_too(run, world, tmp_path, name):
 
 def test_from_the_shell(tmp_path):
     start = time.monotonic()
-    command = [sys.executable, ROOT / "recipes/dpo.py", "--config", ROOT / "configs/demo/dpo.yaml", "--bata", "1"]
+    command = [sys.executable, ROOT / "recipes/ppo.py", "--config", ROOT / "configs/demo/ppo.yaml", "--kl_coff", "1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: unknown key bata; did you mean beta?"
+    assert result.stderr.strip() == "error: unknown key kl_coff; did you mean kl_coef?"
     assert time.monotonic() - start < 60  # a hang would be an error; the time itself is for the benchmarks
     assert not list(tmp_path.iterdir())
 
