@@ -118,9 +118,11 @@ def _unknown(key: str, options: dict) -> str:
 def _check_model(config: ModelConfig) -> None:
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is not set; name a model folder or a hub model")
-    if (config.load_in_4bit or config.load_in_8bit) and find_spec("bitsandbytes") is None:
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return
+    if find_spec("bitsandbytes") is None:
         raise UserError("load_in_4bit and load_in_8bit need bitsandbytes; pip install bitsandbytes or unset them")
-    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
+    if not config.use_peft:
         raise UserError("a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it")
-    if (config.load_in_4bit or config.load_in_8bit) and config.dtype != "bfloat16":
+    if config.dtype != "bfloat16":
         raise UserError("TRL trains the adapters of a quantized model in bfloat16; set dtype: bfloat16")

@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -128,10 +135,7 @@ def merged(model: PreTrainedModel | PeftModel, config: ModelConfig) -> PreTraine
         )
         base.resize_token_embeddings(model.get_base_model().get_input_embeddings().num_embeddings)
         target = get_peft_model(base, model.peft_config["default"])
-        target.load_state_dict(
-            {name: value for name, value in model.state_dict().items() if "lora_" in name or "modules_to_save" in name},
-            strict=False,
-        )
+        set_peft_model_state_dict(target, get_peft_model_state_dict(model))
         model = target
     return model.merge_and_unload()
 

@@ -62,7 +62,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("sft", "max_rows: 0", "max_rows must be at least 1"),
         ("sft", "max_length: 99", "max_length has no effect here; set max_prompt_tokens"),
         ("ppo", "max_steps: 2", "max_steps has no effect here; set total_episodes"),
-        ("ppo", "bf16: true", "bf16 has no effect here|bf16"),
+        ("ppo", "bf16: true", "bf16 has no effect here; set dtype: bfloat16"),
         ("grpo", "num_generations: 3", "divisible|divide|multiple"),
     ],
 )
