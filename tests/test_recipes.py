@@ -109,6 +109,15 @@ def test_adapters_learn(chain):
         assert (policy(input_ids=ids).logits - sft(input_ids=ids).logits).abs().max() > 1e-4, recipe
 
 
+def test_merging_keeps_what_was_learned(chain, world):
+    """More than rounding to the saved dtype sets the SFT model apart from its base."""
+    folder, kind = chain
+    sft = AutoModelForCausalLM.from_pretrained(folder / "sft").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(world / ("model" if kind == "full" else "gpt2")).state_dict()
+    name = next(name for name in base if name.endswith(("c_attn.weight", "q_proj.weight")))
+    assert not torch.equal(sft[name], base[name].to(sft[name].dtype))
+
+
 def test_evaluation_and_report(chain, run, world):
     folder, _ = chain
     config = settings(folder, "eval", world)
