@@ -19,7 +19,7 @@ ifeq ($(PROFILE),demo)
 export OMP_NUM_THREADS ?= 1
 DEMO  := $(OUT)/model/config.json
 MODEL := $(or $(MODEL),$(OUT)/model)
-DATA  := $(or $(DATA),$(OUT)/data)
+DATA  := $(or $(DATA),$(OUT)/dataset)
 endif
 
 # ARGS goes to the steps named on the command line, not to those that they first need.

@@ -11,7 +11,7 @@ import sys
 
 from rlhf_trl.errors import UserError, cli
 
-COMMANDS = ("score", "report")
+COMMANDS = ("data", "reward-model", "samples", "score", "judge", "report", "compare")
 
 
 @cli
@@ -20,7 +20,7 @@ def main() -> None:
     if command in ("-h", "--help"):
         print(__doc__.strip())
     elif command in COMMANDS:
-        importlib.import_module(f"eval.{command}").main()
+        importlib.import_module(f"eval.{command.replace('-', '_')}").main()
     else:
         raise UserError(f"unknown command {command}; choose one of {', '.join(COMMANDS)}")
 

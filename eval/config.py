@@ -1,4 +1,4 @@
-"""The settings that all evaluation commands share."""
+"""The settings that the evaluation commands share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,21 +13,81 @@ GOLD_RULES: dict[str, Callable[[str, str], float]] = {"demo": demo.gold_reward}
 class EvalConfig:
     """What to evaluate, on how many prompts, and how to sample."""
 
-    output_dir: str = field(metadata={"help": "Profile folder; holds the run folders and gets eval/ and report/."})
+    output_dir: str = field(metadata={"help": "Profile folder; holds the run folders and gets the results."})
     policies: list[str] = field(
         default_factory=lambda: ["sft", "ppo", "grpo", "dpo"],
-        metadata={"help": "Run folders to compare. The first is the reference for KL and differences."},
+        metadata={
+            "help": "What to compare: run folders in output_dir, or NAME=FOLDER. The first is the reference for KL and "
+            "differences."
+        },
+    )
+    base: str | None = field(
+        default=None,
+        metadata={"help": "The untouched base model, shown beside the policies. By default what the reference is of."},
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "Reward model folder. By default reward in output_dir."}
     )
     prompts: int = field(default=200, metadata={"help": "Evaluation prompts; the same for every policy."})
+    curve_prompts: int = field(
+        default=100,
+        metadata={"help": "Prompts for the over-optimisation curves (checkpoints, best-of-n); 0 leaves them out."},
+    )
+    best_of: int = field(default=64, metadata={"help": "Replies a prompt for the best-of-n curve."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest completion."})
     batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
     dtype: str = field(default="float32", metadata={"help": "Weights of the models: float32 or bfloat16."})
     seed: int = field(default=0, metadata={"help": "Seed of prompt choice, sampling and bootstrap."})
     gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
+    probes: str | None = field(
+        default=None, metadata={"help": "YAML of prompts that probe for failure modes. None by default."}
+    )
+    error_samples: int = field(
+        default=50, metadata={"help": "Wrong pairs of the reward model to read in its error analysis."}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "max_new_tokens", "batch_size"):
+        for name in ("prompts", "best_of", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")
+
+
+@dataclass
+class JudgeConfig:
+    """Who compares replies pair by pair, how many, and at what cost."""
+
+    judge: str = field(
+        default="openai",
+        metadata={"help": "openai (any OpenAI-compatible server), gold (the true rule of the profile) or none."},
+    )
+    judge_model: str = field(default="gpt-4.1", metadata={"help": "Model that the server is asked for."})
+    base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server. OpenAI's own by default."})
+    judge_pairs: list[str] | None = field(
+        default=None, metadata={"help": "Pairs to judge, as ppo:sft. All pairs of policies by default."}
+    )
+    judge_prompts: int = field(default=100, metadata={"help": "Prompts a pair; each is judged in both orders."})
+    judge_template: str | None = field(
+        default=None, metadata={"help": "jinja2 file that makes the request from dialogue, first and second."}
+    )
+    temperature: float | None = field(default=0.0, metadata={"help": "None leaves it out of the request."})
+    max_completion_tokens: int | None = field(default=512, metadata={"help": "None leaves it out of the request."})
+    concurrency: int = field(default=32, metadata={"help": "Requests under way at a time."})
+    retries: int = field(default=5, metadata={"help": "Retries of a request, with back-off or as Retry-After says."})
+    timeout: float = field(default=60.0, metadata={"help": "Seconds to wait for an answer."})
+    budget_requests: int | None = field(default=None, metadata={"help": "Stop after so many HTTP requests."})
+    budget_tokens: int | None = field(default=None, metadata={"help": "Stop after so many tokens, in and out."})
+    budget_usd: float | None = field(default=None, metadata={"help": "Stop after so much money; needs the prices."})
+    usd_per_million_input: float | None = field(default=None, metadata={"help": "Price of a million tokens read."})
+    usd_per_million_output: float | None = field(default=None, metadata={"help": "Price of a million tokens written."})
+    dry_run: bool = field(default=False, metadata={"help": "Only print how many requests and tokens it would take."})
+
+    def __post_init__(self) -> None:
+        if self.judge not in ("openai", "gold", "none"):
+            raise UserError(f"unknown judge {self.judge}; choose openai, gold or none")
+        for name in ("judge_prompts", "concurrency"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
+        if self.budget_usd is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
+            raise UserError("budget_usd needs usd_per_million_input and usd_per_million_output")

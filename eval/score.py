@@ -16,9 +16,10 @@ from pathlib import Path
 from eval.config import GOLD_RULES, EvalConfig
 from eval.sample import log_probabilities, sample
 from rlhf_trl.config import parse
-from rlhf_trl.data import DataConfig, build_dataset, fingerprint
+from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_tokenizer
 from rlhf_trl.errors import UserError
-from rlhf_trl.models import check_source, device, is_reward_model, load_policy, load_tokenizer
+from rlhf_trl.hub import check_source
+from rlhf_trl.models import device, is_reward_model, load_policy
 from rlhf_trl.rewards import load_reward_model, score
 from rlhf_trl.runs import machine, versions
 

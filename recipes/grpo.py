@@ -12,8 +12,8 @@ def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
     from rlhf_trl.config import RewardModelConfig, parse
-    from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, device, load_causal_lm, load_options, load_tokenizer, lora
+    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from rlhf_trl.models import check_context, device, load_causal_lm, load_options, lora
     from rlhf_trl.rewards import grpo_reward, load_reward_model
     from rlhf_trl.runs import Run
 

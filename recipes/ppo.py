@@ -15,8 +15,8 @@ def main() -> None:
     from trl.experimental.ppo import PPOConfig
 
     from rlhf_trl.config import parse
-    from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, load_causal_lm, load_options, load_tokenizer, lora
+    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from rlhf_trl.models import check_context, load_causal_lm, load_options, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, load_value_model
     from rlhf_trl.rewards import load_reward_model
     from rlhf_trl.runs import Run

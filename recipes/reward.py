@@ -17,8 +17,8 @@ def main() -> None:
     from trl import ModelConfig, RewardConfig, RewardTrainer
 
     from rlhf_trl.config import parse
-    from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, device, load_sequence_classifier, load_tokenizer, lora, merged
+    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from rlhf_trl.models import check_context, device, load_sequence_classifier, lora, merged
     from rlhf_trl.rewards import score
     from rlhf_trl.runs import Run
 

@@ -15,8 +15,8 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
     from rlhf_trl.config import parse
-    from rlhf_trl.data import DataConfig, build_dataset
-    from rlhf_trl.models import check_context, load_causal_lm, load_tokenizer, lora, merged
+    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from rlhf_trl.models import check_context, load_causal_lm, lora, merged
     from rlhf_trl.runs import Run
 
     data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, SFTConfig)

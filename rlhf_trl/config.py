@@ -9,20 +9,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
-from trl.experimental.ppo import PPOConfig
+from trl import TrlParser
 
 from rlhf_trl.errors import UserError, check_writable
 
-# Options that would be accepted and do nothing, and what does it instead
+# Options that would be accepted and do nothing, and what does it instead. TRL's configs are named, not imported:
+# that would take ten seconds, and most commands need none of them.
 LENGTHS = {"max_length": "max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
-    PPOConfig: {"max_steps": "total_episodes", "bf16": "dtype: bfloat16", "fp16": "dtype: float16"},
-    SFTConfig: LENGTHS,
-    RewardConfig: LENGTHS,
-    DPOConfig: LENGTHS,
+    "PPOConfig": {"max_steps": "total_episodes", "bf16": "dtype: bfloat16", "fp16": "dtype: float16"},
+    "SFTConfig": LENGTHS,
+    "RewardConfig": LENGTHS,
+    "DPOConfig": LENGTHS,
 }
 
 
@@ -59,7 +58,10 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the options below")
     options = {action.dest: action for action in parser._actions}
     if "bf16" in options:
-        bf16 = PPOConfig not in classes and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        import torch
+
+        ppo = any(part.__name__ == "PPOConfig" for part in classes)
+        bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
     argv = sys.argv[1:] if argv is None else argv
@@ -88,11 +90,11 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     if rest:
         raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
     for part in parsed:
-        if isinstance(part, ModelConfig):
+        if type(part).__name__ == "ModelConfig":
             _check_model(part)
         if getattr(part, "output_dir", None):
             check_writable(Path(part.output_dir))
-        for name, instead in IGNORED.get(type(part), {}).items():
+        for name, instead in IGNORED.get(type(part).__name__, {}).items():
             if getattr(part, name) != parser_defaults[name]:
                 raise UserError(f"{name} has no effect here; set {instead}")
     return tuple(parsed)
@@ -115,7 +117,7 @@ def _unknown(key: str, options: dict) -> str:
     return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
 
 
-def _check_model(config: ModelConfig) -> None:
+def _check_model(config: Any) -> None:
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is not set; name a model folder or a hub model")
     if not (config.load_in_4bit or config.load_in_8bit):

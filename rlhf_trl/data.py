@@ -16,10 +16,10 @@ from pathlib import Path
 
 from datasets import Dataset
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_reachable
+from rlhf_trl.hub import check_reachable, check_source
 
 # Shares of the train split. DPO trains on the reward pairs, so that all methods see the same preferences.
 SPLITS = {"sft": 0.30, "reward": 0.40, "policy": 0.20, "gold": 0.10}
@@ -53,6 +53,27 @@ class DataConfig:
         for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")
+
+
+def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The model's tokenizer, left-padded, with a pad token that is not eos.
+
+    If pad were eos, the trainers would mask the eos that ends a reply and the policy would never learn
+    to stop. `pad_token` names the token to use; one that the vocabulary lacks is added to it.
+
+    Raises:
+        UserError: the model cannot be had, or there is no pad token besides eos and none is named.
+    """
+    check_source(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    if pad_token:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"the tokenizer of {name} has no pad token besides eos; "
+            "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
+        )
+    return tokenizer
 
 
 def load_pairs(config: DataConfig, split: str) -> tuple[list[dict], Counter]:

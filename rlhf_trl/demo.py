@@ -63,11 +63,11 @@ CLOSING = " I hope this helps!"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the folders data and model")
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets the folders dataset and model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     check_writable(args.output_dir)
-    pairs = write_data(args.output_dir / "data", args.seed)
+    pairs = write_data(args.output_dir / "dataset", args.seed)
     write_model(args.output_dir / "model", pairs, args.seed)
     print(f"The demo's data and untrained model are in {args.output_dir}")
 

@@ -28,3 +28,17 @@ def check_reachable(name: str, repo_type: str, variable: str) -> None:
                 f"{name} is no local folder and could not be had from the hub ({type(error).__name__}); "
                 f"check the name and the network, or set {variable} to a local folder"
             ) from error
+
+
+def check_source(name: str) -> None:
+    """Fail early and in one line where a model folder or hub model cannot be had.
+
+    Raises:
+        UserError: no such folder, a folder without a model, or a hub model that cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"{name} holds no model (no config.json); name a model folder")
+        return
+    check_reachable(name, "model", "MODEL")

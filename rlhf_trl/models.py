@@ -1,4 +1,4 @@
-"""Tokenizers and models as every recipe and the evaluation load them."""
+"""Models as every recipe and the evaluation load them."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,42 +25,6 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_reachable
-
-
-def check_source(name: str) -> None:
-    """Fail early and in one line where a model folder or hub model cannot be had.
-
-    Raises:
-        UserError: no such folder, a folder without a model, or a hub model that cannot be reached.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"{name} holds no model (no config.json); name a model folder")
-        return
-    check_reachable(name, "model", "MODEL")
-
-
-def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The model's tokenizer, left-padded, with a pad token that is not eos.
-
-    If pad were eos, the trainers would mask the eos that ends a reply and the policy would never learn
-    to stop. `pad_token` names the token to use; one that the vocabulary lacks is added to it.
-
-    Raises:
-        UserError: the model cannot be had, or there is no pad token besides eos and none is named.
-    """
-    check_source(name)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    if pad_token:
-        tokenizer.add_special_tokens({"pad_token": pad_token})
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"the tokenizer of {name} has no pad token besides eos; "
-            "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
-        )
-    return tokenizer
 
 
 def load_options(model: ModelConfig) -> dict:

@@ -7,7 +7,8 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback, se
 from trl import ModelConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from rlhf_trl.models import load_causal_lm, load_tokenizer
+from rlhf_trl.data import load_tokenizer
+from rlhf_trl.models import load_causal_lm
 from rlhf_trl.ppo import CorrectedPPOTrainer
 
 ROLLOUTS, EPOCHS, MINI_BATCHES = 2, 2, 2
