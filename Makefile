@@ -22,46 +22,57 @@ MODEL := $(or $(MODEL),$(OUT)/model)
 DATA  := $(or $(DATA),$(OUT)/dataset)
 endif
 
+STEPS := data sft reward ppo grpo dpo eval-reward samples score judge
+
 # ARGS goes to the steps named on the command line, not to those that they first need.
 args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
 ifneq ($(ARGS),)
-ifeq ($(filter sft reward ppo grpo dpo score,$(MAKECMDGOALS)),)
+ifeq ($(filter $(STEPS),$(MAKECMDGOALS)),)
 $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo)
 endif
 endif
 COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
+evaluate = $(RUN) -m eval $(1) --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON) $(ARGS_eval)
 
 .DEFAULT_GOAL := help
-.PRECIOUS: $(OUT)/%/manifest.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
-.PHONY: help demo all sft reward ppo grpo dpo score report test lint clean
+.PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
+.PHONY: help demo all $(STEPS) report test lint clean
 
 help:
 	@echo 'make TARGET [VARIABLE=VALUE ...]'
 	@echo
 	@echo '  demo     install, then run everything on the demo profile (minutes, no GPU, no network)'
-	@echo '  all      train sft, reward, ppo, grpo and dpo, evaluate them, write the report'
+	@echo '  all      everything below: data, training, evaluation, report'
+	@echo '  data     analyse the data: sizes, lengths, what is dropped, overlap'
 	@echo '  sft, reward, ppo, grpo, dpo'
 	@echo '           train one of them, and first what it needs; nothing is made twice'
-	@echo '  score    sample all policies on the same prompts and score the replies'
-	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md'
+	@echo '  eval-reward'
+	@echo '           the card of the reward model: accuracy, calibration, errors'
+	@echo '  samples  sample all policies on the same prompts'
+	@echo '  score    score the replies: reward model, true rule, KL'
+	@echo '  judge    compare the replies pair by pair (OPENAI_API_KEY, or judge: gold in the profile)'
+	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md and report.html'
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
 	@echo
-	@echo '  PROFILE  $(notdir $(wildcard configs/*))  (now: $(PROFILE))'
+	@echo '  PROFILE  $(notdir $(patsubst %/,%,$(wildcard configs/*/)))  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
 	@echo '  DATA     data: a folder or a hub name (default: the one in the profile)'
 	@echo '  SEED     seed of data, training and evaluation (now: $(SEED))'
 	@echo '  RUNS     folder for the results (now: $(RUNS))'
 	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_coef 0.1"'
-	@echo '  ARGS_sft, ARGS_reward, ARGS_ppo, ARGS_grpo, ARGS_dpo, ARGS_score'
-	@echo '           options for one step of a longer chain: make all ARGS_ppo="--kl_coef 0.1"'
+	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_coef 0.1"'
+	@echo '  ARGS_eval                options for all of data, eval-reward, samples, score, judge and report'
 
 demo:
 	@$(MAKE) --no-print-directory PROFILE=demo all
 
 all: report
 sft reward ppo grpo dpo: %: $(OUT)/%/manifest.json
-score: $(OUT)/eval/manifest.json
+data: $(OUT)/data/data.json
+eval-reward: $(OUT)/reward-model/card.json
+samples: $(OUT)/samples/manifest.json
+score: $(OUT)/scores/manifest.json
 report: $(OUT)/report/ANALYSIS.md
 
 $(OUT)/model/config.json: | $(INSTALLED)
@@ -76,13 +87,29 @@ $(OUT)/reward/manifest.json $(OUT)/dpo/manifest.json: $(OUT)/%/manifest.json: $(
 $(OUT)/ppo/manifest.json $(OUT)/grpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json $(OUT)/reward/manifest.json | $(INSTALLED)
 	$(RUN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft --reward_model_path $(OUT)/reward $(call args,$*)
 
-POLICIES := $(foreach policy,sft reward ppo grpo dpo,$(OUT)/$(policy)/manifest.json)
+POLICIES := $(foreach policy,sft ppo grpo dpo,$(OUT)/$(policy)/manifest.json)
 
-$(OUT)/eval/manifest.json: $(CONFIG)/eval.yaml $(POLICIES) | $(INSTALLED)
-	$(RUN) -m eval score --config $< --output_dir $(OUT) $(COMMON) $(call args,score)
+$(OUT)/data/data.json: $(CONFIG)/eval.yaml $(DEMO) | $(INSTALLED)
+	$(call evaluate,data) --tokenizer $(or $(MODEL),$(shell sed -n 's/^model_name_or_path: *//p' $(CONFIG)/sft.yaml)) $(call args,data)
 
-$(OUT)/report/ANALYSIS.md: $(OUT)/eval/manifest.json
-	$(RUN) -m eval report --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON)
+$(OUT)/reward-model/card.json: $(CONFIG)/eval.yaml $(OUT)/reward/manifest.json | $(INSTALLED)
+	$(call evaluate,reward-model) $(call args,eval-reward)
+
+$(OUT)/samples/manifest.json: $(CONFIG)/eval.yaml $(POLICIES) | $(INSTALLED)
+	$(call evaluate,samples) $(call args,samples)
+
+$(OUT)/scores/manifest.json: $(OUT)/samples/manifest.json $(OUT)/reward/manifest.json
+	$(call evaluate,score) $(call args,score)
+
+# By name it always runs: what has a verdict is not asked again, what failed or was left for the budget's sake is
+JUDGE = $(call evaluate,judge) $(call args,judge)
+judge: $(OUT)/samples/manifest.json
+	$(JUDGE)
+$(OUT)/judge/manifest.json: $(OUT)/samples/manifest.json
+	$(JUDGE)
+
+$(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
+	$(call evaluate,report)
 
 test: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -1,9 +1,12 @@
-"""The settings that the evaluation commands share."""
+"""The settings that the evaluation commands share, and the files they leave for each other."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rlhf_trl import demo
+from rlhf_trl.data import DataConfig
 from rlhf_trl.errors import UserError
 
 GOLD_RULES: dict[str, Callable[[str, str], float]] = {"demo": demo.gold_reward}
@@ -53,6 +56,16 @@ class EvalConfig:
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where each policy's model is, by name; the first is the reference."""
+        entries = [entry.partition("=") for entry in self.policies]
+        return {name: folder or str(Path(self.output_dir) / name) for name, _, folder in entries}
+
+    @property
+    def reward_model_folder(self) -> str:
+        return self.reward_model or str(Path(self.output_dir) / "reward")
+
 
 @dataclass
 class JudgeConfig:
@@ -71,8 +84,8 @@ class JudgeConfig:
     judge_template: str | None = field(
         default=None, metadata={"help": "jinja2 file that makes the request from dialogue, first and second."}
     )
-    temperature: float | None = field(default=0.0, metadata={"help": "None leaves it out of the request."})
-    max_completion_tokens: int | None = field(default=512, metadata={"help": "None leaves it out of the request."})
+    judge_temperature: float | None = field(default=0.0, metadata={"help": "Left out of the request if null."})
+    judge_max_tokens: int | None = field(default=512, metadata={"help": "Left out of the request if null."})
     concurrency: int = field(default=32, metadata={"help": "Requests under way at a time."})
     retries: int = field(default=5, metadata={"help": "Retries of a request, with back-off or as Retry-After says."})
     timeout: float = field(default=60.0, metadata={"help": "Seconds to wait for an answer."})
@@ -89,5 +102,32 @@ class JudgeConfig:
         for name in ("judge_prompts", "concurrency"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise UserError(f"base_url {self.base_url} is no address; it starts with http:// or https://")
         if self.budget_usd is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
             raise UserError("budget_usd needs usd_per_million_input and usd_per_million_output")
+
+
+CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSONL file; a last line that a killed process left half-written is not one."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(path.name + ".new")
+    staging.write_text(text, encoding="utf-8")
+    staging.replace(path)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,120 +1,104 @@
-"""Sample every policy on the same held-out prompts and score the replies.
+"""Score the sampled replies: reward model, true rule if there is one, and KL from the reference.
 
     make score PROFILE=gpt2
-    python -m eval score --config configs/gpt2/eval.yaml --prompts 100
+    python -m eval score --config configs/gpt2/eval.yaml
 
-Writes to OUTPUT_DIR/eval: `policies/NAME.jsonl` with one reply a line (its text, length, whether it
-finished, its standardised proxy reward, its gold reward where there is a rule, and log pi - log pi_ref,
-whose mean is the sequence KL) and `reward_model.jsonl` with the reward model's scores of held-out pairs.
+Writes OUTPUT_DIR/scores, one file for each of OUTPUT_DIR/samples. To each reply it adds `proxy` (the reward
+model's standardised score), `gold` (the true rule's), `log_ratio` (log pi - log pi_ref, whose mean is the
+sequence KL), null where there is none, and to replies to probes `group` and `passed`.
 """
 
+import functools
 import gc
 import json
-import shutil
 from pathlib import Path
 
-from eval.config import GOLD_RULES, EvalConfig
-from eval.sample import log_probabilities, sample
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from eval.config import CONFIGS, GOLD_RULES, EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.probes import load_probes, passes
+from eval.samples import batches, log_probabilities
 from rlhf_trl.config import parse
-from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_tokenizer
+from rlhf_trl.data import load_tokenizer, render_prompt
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source
-from rlhf_trl.models import device, is_reward_model, load_policy
+from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import load_reward_model, score
-from rlhf_trl.runs import machine, versions
+from rlhf_trl.runs import weights_hash
 
 
 def main() -> None:
-    data_config, config = parse(__doc__, DataConfig, EvalConfig)
+    _, config, _ = parse(__doc__, *CONFIGS)
+    probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    for name in config.policies:
-        check_source(str(root / name))
-    if not is_reward_model(str(root / "reward")):
-        raise UserError(f"{root / 'reward'} holds no reward model; run 'make reward' first")
-    tokenizer = load_tokenizer(str(root / config.policies[0]))
-    pairs = build_dataset(data_config, "eval", tokenizer, config.seed)
-    prompts = pairs.select(range(min(config.prompts, len(pairs))))
-    prompt_ids = prompts["prompt_ids"]
+    manifest = root / "samples" / "manifest.json"
+    if not manifest.exists():
+        raise UserError(f"{root / 'samples'} is missing or not complete; run 'make samples' first")
+    tokenizers = {name: file["tokenizer"] for name, file in json.loads(manifest.read_text())["files"].items()}
+    files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in tokenizers}
 
-    # Sample each policy; then let the reference judge how likely it would have been to say the same
-    completions, logps = {}, {}
-    for name in config.policies:
-        policy = load_policy(str(root / name), config.dtype).to(device())
-        completions[name] = sample(
-            policy, tokenizer, prompt_ids, config.max_new_tokens, config.batch_size, config.seed, f"{name}: sampling"
-        )
-        logps[name] = log_probabilities(
-            policy, prompt_ids, completions[name], config.batch_size, f"{name}: own log-probabilities"
-        )
-        del policy
-        gc.collect()
-    reference = load_policy(str(root / config.policies[0]), config.dtype).to(device())
+    add_proxy(files, tokenizers, config)
+    add_log_ratio(files, tokenizers, config)
+    gold = GOLD_RULES.get(config.gold_rule)
+    for name, rows in files.items():
+        for row in rows:
+            row["gold"] = gold(row["dialogue"], row["completion"]) if gold else None
+            if name.startswith("probes/"):
+                probe = probes[row["index"]]
+                row |= {"group": probe["group"], "passed": passes(probe, row["completion"])}
+            row["completion_tokens"] = len(row.pop("completion_ids"))
+        write_jsonl(root / "scores" / f"{name}.jsonl", rows)
+    parents = {"reward_model": config.reward_model_folder, "reference": next(iter(config.folders.values()))}
+    content = {role: {"path": path, "sha256": weights_hash(path)} for role, path in parents.items()}
+    write_json(root / "scores" / "manifest.json", content | {"files": list(files)})
+    print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {root / 'scores'}")
 
-    sequences = {
-        name: [prompt + ids for prompt, ids in zip(prompt_ids, completions[name], strict=True)] for name in completions
-    }
-    reference_logps = {
-        name: log_probabilities(
-            reference, prompt_ids, completions[name], config.batch_size, f"{name}: reference log-probabilities"
-        )
-        for name in completions
-    }
-    del reference
-    gc.collect()
-    reward_model = load_reward_model(str(root / "reward"), dtype=config.dtype).to(device())
 
-    staging = root / "eval.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    (staging / "policies").mkdir(parents=True)
-    for name in config.policies:
-        proxy = score(reward_model, sequences[name], config.batch_size, f"{name}: proxy reward")
-        texts = tokenizer.batch_decode(completions[name], skip_special_tokens=True)
-        gold = GOLD_RULES.get(config.gold_rule)
-        rows = [
-            {
-                "prompt": prompts[i]["prompt"],
-                "completion": texts[i],
-                "completion_tokens": len(completions[name][i]),
-                "finished": completions[name][i][-1] == tokenizer.eos_token_id,
-                "proxy": proxy[i].item(),
-                "gold": gold(prompts[i]["prompt"], texts[i]) if gold else None,
-                "log_ratio": (logps[name][i] - reference_logps[name][i]).item(),
-            }
-            for i in range(len(prompts))
+def add_proxy(files: dict[str, list[dict]], tokenizers: dict[str, str], config: EvalConfig) -> None:
+    """Add `proxy`. The sampled ids are scored as they are; text is tokenized again only for another vocabulary."""
+    folder = config.reward_model_folder
+    model = load_reward_model(folder, dtype=config.dtype).to(device())
+    tokenizer = load_tokenizer(folder)
+    for name, rows in files.items():
+        same = _same_tokens(tokenizers[name], tokenizer)
+        sequences = [
+            tokenizer(render_prompt(row["dialogue"], tokenizer))["input_ids"]
+            + (row["completion_ids"] if same else _completion_ids(row, tokenizer))
+            for row in rows
         ]
-        _write(staging / "policies" / f"{name}.jsonl", rows)
-
-    sides = {
-        side: score(
-            reward_model,
-            [prompt + ids for prompt, ids in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)],
-            config.batch_size,
-            f"reward model: {side}",
-        )
-        for side in ("chosen", "rejected")
-    }
-    _write(
-        staging / "reward_model.jsonl",
-        [
-            {
-                **{key: pair[key] for key in ("subset", "prompt", "chosen", "rejected")},
-                "scores_chosen": chosen.item(),
-                "scores_rejected": rejected.item(),
-            }
-            for pair, chosen, rejected in zip(pairs, sides["chosen"], sides["rejected"], strict=True)
-        ],
-    )
-    manifest = {
-        "seed": config.seed,
-        "data": {"dataset": data_config.dataset, "pairs": len(pairs), "sha256": fingerprint(pairs)},
-        "versions": versions(),
-        "machine": machine(),
-    }
-    (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(root / "eval", ignore_errors=True)
-    staging.rename(root / "eval")
-    print(f"Replies and scores of {', '.join(config.policies)} are in {root / 'eval'}")
+        for row, value in zip(rows, score(model, sequences, config.batch_size, f"{name}: reward model"), strict=True):
+            row["proxy"] = value.item()
+    del model
+    gc.collect()
 
 
-def _write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def add_log_ratio(files: dict[str, list[dict]], tokenizers: dict[str, str], config: EvalConfig) -> None:
+    """Add `log_ratio` where the policy and the reference share a vocabulary and the KL is asked for."""
+    reference = next(iter(config.folders.values()))
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    model = load_policy(reference, tokenizer, config.dtype).to(device())
+    for name, rows in files.items():
+        for row in rows:
+            row["log_ratio"] = None
+        if name == "best_of" or name.startswith("probes/") or not _same_tokens(tokenizers[name], tokenizer):
+            continue
+        prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
+        lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
+        for batch in batches(lengths, config.batch_size, f"{name}: KL"):
+            logps = log_probabilities(model, [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch])
+            for i, logp in zip(batch, logps, strict=True):
+                rows[i]["log_ratio"] = rows[i]["logp"] - logp
+    del model
+    gc.collect()
+
+
+_tokenizer = functools.cache(AutoTokenizer.from_pretrained)
+
+
+def _same_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    other = _tokenizer(source)
+    return other.get_vocab() == tokenizer.get_vocab() and other.chat_template == tokenizer.chat_template
+
+
+def _completion_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    return ids + [tokenizer.eos_token_id] * row["finished"]

@@ -3,8 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test
+from scipy.special import comb, expit
+from scipy.stats import binom, binomtest, bootstrap, permutation_test
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
+from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 9_999
@@ -31,11 +36,77 @@ def mean(values: np.ndarray, seed: int) -> Estimate:
     """
     values = np.asarray(values, dtype=float)
     if np.ptp(values) == 0:
-        return Estimate(values[0], values[0], values[0])
+        return Estimate(float(values[0]), float(values[0]), float(values[0]))
     interval = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
     ).confidence_interval
     return Estimate(float(values.mean()), float(interval.low), float(interval.high))
+
+
+def win_rate(scores: np.ndarray, seed: int) -> Estimate:
+    """Mean of the prompts' scores, shape (n,), each 0 (lost) to 1 (won): Wilson if all were won or lost, else BCa.
+
+    Where every prompt was a tie the bootstrap would claim certainty; Wilson's interval does not.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if np.isin(scores, (0, 1)).all() or np.ptp(scores) == 0:
+        return proportion(float(scores.sum()), len(scores))
+    return mean(scores, seed)
+
+
+def sign_test(scores: np.ndarray) -> float:
+    """Two-sided p-value of the exact sign test that as many prompts are won as lost; ties do not count."""
+    wins, losses = int((np.asarray(scores) > 0.5).sum()), int((np.asarray(scores) < 0.5).sum())
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def smallest_detectable(n: int, power: float = 0.8) -> float | None:
+    """The smallest win rate that an exact sign test of n prompts at 5% shows with the given power; None if none."""
+    lost = binom.ppf(0.025, n, 0.5) - 1  # at most so many losses are significant
+    rates = np.arange(0.5, 1, 0.005)
+    shown = rates[binom.cdf(lost, n, 1 - rates) >= power]
+    return float(shown[0]) if len(shown) else None
+
+
+def smallest_difference(differences: np.ndarray, power: float = 0.8) -> float:
+    """The smallest mean of paired differences, shape (n,), that a test at 5% shows with the given power."""
+    return float(TTestPower().solve_power(nobs=len(differences), alpha=0.05, power=power) * np.std(differences, ddof=1))
+
+
+def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Estimate | None:
+    """The win rate at equal length: a logistic GLM on tanh of the standardised length difference, HC1 errors.
+
+    After Dubois et al. 2024 (arXiv 2404.04475), without their terms for prompt difficulty. Arrays of shape (n,).
+    None where the model has nothing to fit: equal scores, or replies of equal lengths.
+    """
+    scores, differences = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
+    if np.ptp(scores) == 0 or differences.std() == 0:
+        return None
+    design = np.column_stack([np.ones(len(scores)), np.tanh(differences / differences.std())])
+    fit = GLM(scores, design, family=Binomial()).fit(cov_type="HC1")
+    lower, upper = fit.conf_int()[0]
+    return Estimate(float(expit(fit.params[0])), float(expit(lower)), float(expit(upper)))
+
+
+def kappa(first: np.ndarray, second: np.ndarray) -> Estimate | None:
+    """Cohen's kappa (1960) of two raters' labels, each -1, 0 or 1, shape (n,); None where both use one label only."""
+    table = np.array([[np.sum((first == i) & (second == j)) for j in (-1, 0, 1)] for i in (-1, 0, 1)])
+    if max(table.sum(0).max(), table.sum(1).max()) == len(first):
+        return None
+    result = cohens_kappa(table)
+    return Estimate(float(result.kappa), float(result.kappa_low), float(result.kappa_upp))
+
+
+def best_of(rewards: np.ndarray, n: int) -> np.ndarray:
+    """Weights, shape (prompts, N), that turn values of N replies into the expected value of the best of n of them.
+
+    `rewards`, shape (prompts, N), decide which is best. The unbiased estimator of Nakano et al. 2021
+    (arXiv 2112.09332, appendix I): the i-th smallest of N is the best of n draws with C(i-1, n-1) / C(N, n).
+    """
+    total = rewards.shape[1]
+    by_rank = comb(np.arange(total), n - 1) / comb(total, n)
+    ranks = rewards.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    return by_rank[ranks]
 
 
 def sign_flip(differences: np.ndarray, seed: int) -> float:

@@ -106,7 +106,8 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
     train split. `policy` and `eval` hold each prompt once.
     """
     if name == "eval":
-        seen = {prompt_key(row["prompt"]) for row in load_pairs(config, "train")[0]}
+        train = load_pairs(config, "train")[0] if _find(config, "train") else []  # a test set alone will do
+        seen = {prompt_key(row["prompt"]) for row in train}
         rows, dropped = load_pairs(config, "test")
         kept = [row for row in rows if prompt_key(row["prompt"]) not in seen]
         dropped["prompt also in the train split"] += len(rows) - len(kept)
@@ -125,7 +126,7 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
 def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
     """Rows of a split as the text `tokenizer`'s model sees, shuffled by `seed`, without the too long ones.
 
-    Columns: `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`, `rejected_ids` (list of
+    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`, `rejected_ids` (list of
     int; replies end in eos). What was dropped, and why, is printed.
     """
     rows, dropped = load_split(config, name)
@@ -155,23 +156,31 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
 
 
 def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The row as text: HH's own format, or the tokenizer's chat template where it has one.
+    """The row as the text the model sees, and the dialogue so far as HH writes it as `dialogue`."""
+    sides = ("chosen", "rejected") if tokenizer.chat_template else ()
+    replies = {side: row[side].strip() for side in sides}
+    return {**row, "dialogue": row["prompt"], "prompt": render_prompt(row["prompt"], tokenizer), **replies}
+
+
+def render_prompt(dialogue: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """An HH dialogue that ends in "\\n\\nAssistant:" as a prompt: HH's own format, or the tokenizer's chat template
+    where it has one.
 
     A chat model's prompt ends in the template's generation prompt, so that prompt + reply + eos is both
     what SFT teaches and what sampling produces. (TRL's own rendering of conversations can put tokens
     after eos; then the reward model would be trained on another input than it later scores.)
     """
     if not tokenizer.chat_template:
-        return row
+        return dialogue
     prompt = tokenizer.apply_chat_template(
-        messages(row["prompt"].removesuffix(REPLY)),
+        messages(dialogue.removesuffix(REPLY)),
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
     )
     if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         prompt = prompt.removeprefix(tokenizer.bos_token)  # the tokenizer adds it again
-    return {**row, "prompt": prompt, "chosen": row["chosen"].strip(), "rejected": row["rejected"].strip()}
+    return prompt
 
 
 def tokenize(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -225,6 +234,15 @@ def _split_of(prompt: str) -> str:
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:
+    files = _find(config, split)
+    for missing in set(config.data_dir or ()) - {subset for subset, _ in files}:
+        raise UserError(f"{config.dataset} has no subset {missing} with a {split}.jsonl[.gz]; see data_dir")
+    if not files:
+        raise UserError(f"{config.dataset} holds no {split}.jsonl or {split}.jsonl.gz; name a folder that does")
+    return files
+
+
+def _find(config: DataConfig, split: str) -> list[tuple[str, Path]]:
     root = Path(config.dataset)
     if not root.is_dir():
         check_reachable(config.dataset, "dataset", "DATA")
@@ -233,17 +251,11 @@ def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:
             root = Path(snapshot_download(config.dataset, repo_type="dataset", allow_patterns=patterns))
         except Exception as error:  # the hub client raises many unrelated types
             raise UserError(f"the download of {config.dataset} failed ({type(error).__name__}); try again") from error
-    files = sorted(
+    paths = sorted(
         path for path in root.rglob(f"{split}.jsonl*") if path.name in (f"{split}.jsonl", f"{split}.jsonl.gz")
     )
-    pairs = [(path.parent.relative_to(root).as_posix(), path) for path in files]
-    if config.data_dir is not None:
-        for missing in set(config.data_dir) - {subset for subset, _ in pairs}:
-            raise UserError(f"{config.dataset} has no subset {missing} with a {split}.jsonl[.gz]; see data_dir")
-        pairs = [(subset, path) for subset, path in pairs if subset in config.data_dir]
-    if not pairs:
-        raise UserError(f"{config.dataset} holds no {split}.jsonl or {split}.jsonl.gz; name a folder that does")
-    return pairs
+    files = [(path.parent.relative_to(root).as_posix(), path) for path in paths]
+    return [(subset, path) for subset, path in files if config.data_dir is None or subset in config.data_dir]
 
 
 def _lines(path: Path) -> Iterator[str]:

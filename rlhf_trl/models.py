@@ -37,10 +37,15 @@ def load_options(model: ModelConfig) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_policy(folder: str, dtype: str) -> PreTrainedModel | PeftModel:
-    """A trained policy, full model or adapter, in eval mode, with clean generation settings."""
-    adapter = (Path(folder) / "adapter_config.json").exists()
-    policy = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder, dtype=dtype)
+def load_policy(source: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel | PeftModel:
+    """A policy to sample from, full model or adapter, in eval mode, with clean generation settings.
+
+    The base of a policy may lack the pad token that `tokenizer` has; it gets room for it.
+    """
+    adapter = (Path(source) / "adapter_config.json").exists()
+    policy = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(source, dtype=dtype)
+    if len(tokenizer) > policy.get_input_embeddings().num_embeddings:
+        policy.resize_token_embeddings(len(tokenizer))
     policy.generation_config = GenerationConfig()
     return policy.eval()
 

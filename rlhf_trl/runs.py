@@ -75,6 +75,7 @@ class Run:
 
         `parents` names the folders this run was made from (`{"model": ..., "reward_model": ...}`).
         """
+        self._keep_models_of_checkpoints(trainer.state.global_step)
         trainer.create_model_card(model_name=self.folder.name)
         model.save_pretrained(self.staging)
         tokenizer.save_pretrained(self.staging)
@@ -99,6 +100,13 @@ class Run:
         self.staging.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
         print(f"{self.folder.name}: done in {self.cost['seconds']:.0f} s; the result is in {self.folder}")
+
+    def _keep_models_of_checkpoints(self, last: int) -> None:
+        """Drop what only a resume would need; the last checkpoint is the result itself."""
+        for checkpoint in self.staging.glob("checkpoint-*"):
+            for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
+                path.unlink()
+        shutil.rmtree(self.staging / f"checkpoint-{last}", ignore_errors=True)
 
     def _resolved_config(self) -> str:
         merged: dict[str, Any] = {}
@@ -141,7 +149,7 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def plot_curves(folder: Path) -> None:
-    """Draw every metric of `metrics.jsonl` over the steps into `curves.png`."""
+    """Draw every metric of `metrics.jsonl` over the steps into `curves.png` and `curves.svg`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,6 +173,7 @@ def plot_curves(folder: Path) -> None:
         axis.remove()
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=120)
+    figure.savefig(folder / "curves.svg")
     plt.close(figure)
 
 

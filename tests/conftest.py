@@ -3,7 +3,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may lean on the network
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -57,8 +56,9 @@ def run(monkeypatch, capsys):
     """Run a command as a user would (`run("ppo", "--config", ...)`); returns exit code, stdout, stderr."""
 
     def call(command: str, *options) -> tuple[int, str, str]:
-        module = "eval.__main__" if command in ("score", "report") else f"recipes.{command}"
-        first = [command] if command in ("score", "report") else []
+        recipe = command in RECIPES
+        module = f"recipes.{command}" if recipe else "eval.__main__"
+        first = [] if recipe else [command]
         monkeypatch.setattr(sys, "argv", [module, *first, *map(str, options)])
         capsys.readouterr()
         try:
@@ -78,6 +78,7 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", **chan
     config |= {"dataset": str(world / "data"), "output_dir": str(folder / recipe)}
     if recipe == "eval":
         config |= {"output_dir": str(folder), "prompts": 8, "batch_size": 4, "max_new_tokens": 8}
+        config |= {"curve_prompts": 4, "best_of": 4, "probes": str(ROOT / config["probes"])}
     else:
         config |= {"model_name_or_path": str(world / base if recipe == "sft" else folder / "sft"), "seed": 0}
         config |= {"per_device_train_batch_size": 4, "warmup_steps": 0}
@@ -94,7 +95,3 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", **chan
     path = folder / f"{recipe}.yaml"
     path.write_text(yaml.safe_dump(config | changes))
     return path
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

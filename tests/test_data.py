@@ -101,9 +101,10 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
 
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     row = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five."}
-    assert render(row, tokenizer) == row
+    assert render(row, tokenizer) == {**row, "dialogue": PROMPT}
     tokenizer.chat_template = CHAT_TEMPLATE
     assert render(row, tokenizer) == {
+        "dialogue": PROMPT,
         "prompt": "<user>One?<assistant>Two.<user>Three?<assistant>",
         "chosen": "Four.",
         "rejected": "Five.",

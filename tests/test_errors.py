@@ -112,13 +112,17 @@ def test_bad_input(case, run, world, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_scoring_before_training_says_so(run, world, tmp_path):
-    code, _, err = run("score", "--config", settings(tmp_path, "eval", world))
-    assert code == 2
-    assert "does not exist" in err
-    code, _, err = run("report", "--config", settings(tmp_path, "eval", world))
-    assert code == 2
-    assert "run 'make score' first" in err
+def test_each_command_names_the_one_to_run_first(run, world, tmp_path):
+    config = settings(tmp_path, "eval", world)
+    for command, message in {
+        "samples": "does not exist",
+        "score": "run 'make samples' first",
+        "judge": "run 'make samples' first",
+        "report": "run 'make score' first",
+        "reward-model": "does not exist",
+    }.items():
+        code, _, err = run(command, "--config", config)
+        assert (code, message in err) == (2, True), command
 
 
 def test_the_demo_checks_its_folder_too(tmp_path, monkeypatch, capsys):

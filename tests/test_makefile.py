@@ -48,13 +48,28 @@ def test_options_reach_the_step_they_are_for(make):
         assert "--dataset d" in command and "--seed 3" in command
 
 
+def test_the_evaluation_in_order_and_the_judge_whenever_asked(make, tmp_path):
+    steps = [line.split(" -m eval ")[1].split()[0] for line in make("all") if " -m eval " in line]
+    assert steps == ["data", "samples", "score", "judge", "reward-model", "report"]
+    for recipe in RECIPES:
+        done(tmp_path / "demo", f"{recipe}/manifest.json")
+    for name in ("model/config.json", "samples/manifest.json", "judge/manifest.json"):
+        done(tmp_path / "demo", name)
+    assert len(make("judge")) == 1
+    assert make("samples") == []
+
+
 def test_make_alone_lists_targets_and_variables():
     text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in (
         "demo",
         "all",
         *RECIPES,
+        "data",
+        "eval-reward",
+        "samples",
         "score",
+        "judge",
         "report",
         "test",
         "PROFILE",

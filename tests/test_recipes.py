@@ -10,8 +10,9 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from eval.config import read_jsonl
 from rlhf_trl.rewards import load_reward_model, score
-from tests.conftest import RECIPES, read_jsonl, settings
+from tests.conftest import RECIPES, settings
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["c_attn", "c_fc"]}
 
@@ -118,31 +119,47 @@ def test_merging_keeps_what_was_learned(chain, world):
     assert not torch.equal(sft[name], base[name].to(sft[name].dtype))
 
 
+def test_checkpoints_are_models_and_no_more(chain):
+    folder, kind = chain
+    for recipe in ("ppo", "grpo", "dpo"):
+        checkpoints = list((folder / recipe).glob("checkpoint-*"))
+        assert checkpoints
+        for checkpoint in checkpoints:
+            assert (checkpoint / ("config.json" if kind == "full" else "adapter_config.json")).exists()
+            assert not [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+
+
 def test_evaluation_and_report(chain, run, world):
+    """All commands of the evaluation, in order, on what the recipes made."""
     folder, _ = chain
     config = settings(folder, "eval", world)
-    assert run("score", "--config", config)[0] == 0
-    samples = {name: read_jsonl(folder / f"eval/policies/{name}.jsonl") for name in ("sft", "ppo", "grpo", "dpo")}
-    prompts = [row["prompt"] for row in samples["sft"]]
-    assert len(prompts) == 8
-    for rows in samples.values():
-        assert [row["prompt"] for row in rows] == prompts
-    assert all(abs(row["log_ratio"]) < 1e-4 for row in samples["sft"])
+    commands = ["data", "reward-model", "samples", "score", "judge", "report"]
+    extra = {"data": ["--tokenizer", folder / "sft"]}
+    outputs = {command: run(command, "--config", config, *extra.get(command, [])) for command in commands}
+    assert {command: code for command, (code, _, _) in outputs.items()} == dict.fromkeys(commands, 0)
+    assert outputs["report"][1].strip().splitlines()[-1].endswith("report/ANALYSIS.md")
 
-    code, out, _ = run("report", "--config", config)
-    assert code == 0
-    assert out.strip().splitlines()[-1].endswith("report/ANALYSIS.md")
+    scores = {name: read_jsonl(folder / f"scores/{name}.jsonl") for name in ("base", "sft", "ppo", "grpo", "dpo")}
+    dialogues = [row["dialogue"] for row in scores["sft"]]
+    assert len(dialogues) == 8
+    for rows in scores.values():
+        assert [row["dialogue"] for row in rows] == dialogues
+    assert all(abs(row["log_ratio"]) < 1e-4 for row in scores["sft"])
+    assert len(read_jsonl(folder / "scores/best_of.jsonl")) == 4 * 4
+
     summary = json.loads((folder / "report/summary.json").read_text())
     assert set(summary) >= {"profile", "seed", "machine", "versions", "reward_model", "policies"}
+    assert summary["missing"] == []
     for name, policy in summary["policies"].items():
-        proxy = [row["proxy"] for row in samples[name]]
+        proxy = [row["proxy"] for row in scores[name]]
         assert policy["proxy_reward"]["mean"] == pytest.approx(sum(proxy) / 8)
         assert policy["proxy_reward"]["ci"][0] <= policy["proxy_reward"]["mean"] <= policy["proxy_reward"]["ci"][1]
-        assert policy["train"]["tokens"] > 0
     assert summary["policies"]["sft"]["vs_sft"]["gold"]["diff"] == 0
+    assert set(summary["optimisation"]["curves"]) == {"ppo", "grpo", "dpo", "best_of_n"}
     text = (folder / "report/ANALYSIS.md").read_text()
     assert f"{summary['policies']['ppo']['proxy_reward']['mean']:.2f} [" in text
-    assert (folder / "report/reward_kl.png").exists()
+    for stem in ("comparisons", "reward_kl", "rewards", "win_rates", "optimisation", "ppo_curves", "reliability"):
+        assert (folder / f"report/{stem}.png").exists() and (folder / f"report/{stem}.svg").exists()
 
 
 def test_a_run_that_dies_leaves_no_run_folder_and_a_finished_one_alone(world, tmp_path, monkeypatch, run):

@@ -1,75 +1,181 @@
-"""The report says what the files of the run say: change them, and it changes."""
+"""The report says what the files of the run say: change them, and every number and claim changes."""
 
 import itertools
-import json
+import re
 
 import numpy as np
 import pytest
 
 from eval import stats
-from eval.report import summarise, verdicts
+from eval.config import EvalConfig, write_json, write_jsonl
+from eval.report import write_report
+from eval.summary import claims, compare, summarise
+from rlhf_trl.errors import UserError
+
+NAMES = ["sft", "ppo", "dpo"]
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Made-up results: `better` wins on 40 of 100 prompts against `base`, `same` on as many as it loses."""
+def made_up_run(root, seed: int, prompts: int, ppo_wins: float, stages=("judge", "optimisation", "probes", "cards")):
+    """Files of a run with gold rewards: ppo wins against sft on that share of prompts, dpo equals sft in law."""
+    rng = np.random.default_rng(seed)
+    gold = {name: rng.random(prompts) < 0.3 for name in NAMES}
+    gold["ppo"] |= rng.random(prompts) < ppo_wins
+    for name in ("base", *NAMES):
+        values = gold.get(name, np.zeros(prompts))
+        write_jsonl(root / f"scores/{name}.jsonl", [row(rng, i, float(value)) for i, value in enumerate(values)])
+    data = {"dataset": f"data{seed}", "prompts": prompts, "sha256": f"{seed}" * 64}
+    versions = {"trl": f"1.{seed}"}
+    machine = {"cpu": f"cpu{seed}", "threads": 10 + seed, "gpus": []}
+    settings = {"temperature": 1.0 + seed}
+    write_json(
+        root / "samples/manifest.json",
+        {"seed": seed, "data": data, "versions": versions, "machine": machine, "settings": settings},
+    )
+    for i, name in enumerate(["reward", *NAMES]):
+        manifest = {
+            "seed": 70 + seed,
+            "created": f"202{seed}",
+            "data": {"rows": 1000 + seed, "dataset": "d", "sha256": f"{seed}{i}" * 32},
+            "sha256": name,
+            "parents": {"model": {"path": "base", "sha256": "sft" if name == "ppo" else None}},
+            "train": {"seconds": 100.5 * seed + i, "peak_memory_mb": 500 * seed + i, "tokens": 77 * seed + i},
+        }
+        write_json(root / name / "manifest.json", manifest)
+    if "judge" in stages:
+        pairs = [(a, b) for b, a in itertools.combinations(NAMES, 2)]
+        verdicts = [
+            {"a": a, "b": b, "prompt": i, "orders": orders, "score": {"a": 1, "b": 0, "tie": 0.5}[orders[0]]}
+            for a, b in pairs
+            for i in range(prompts)
+            for orders in [["a" if gold[a][i] > gold[b][i] else "b" if gold[a][i] < gold[b][i] else "tie"] * 2]
+        ]
+        write_jsonl(root / "judge/verdicts.jsonl", verdicts)
+        failures = {f"{a}:{b}": {} for a, b in pairs}
+        write_json(root / "judge/manifest.json", {"judge": "gold", "failures": failures, "pending": 0})
+    if "optimisation" in stages:
+        best = [row(rng, i // 4, float(rng.random() < 0.5), index=i) for i in range(12 * seed)]
+        write_jsonl(root / "scores/best_of.jsonl", best)
+        for step in (seed, 2 * seed):
+            write_jsonl(root / f"scores/checkpoints/ppo-{step}.jsonl", [row(rng, i, i % 2) for i in range(3 * seed)])
+    if "probes" in stages:
+        for name in ("base", *NAMES):
+            probes = [{"group": "g", "passed": bool(rng.random() < 0.5)} for _ in range(5 + seed)]
+            write_jsonl(root / f"scores/probes/{name}.jsonl", probes)
+    if "cards" in stages:
+        accuracy = {"accuracy": 0.6 + seed / 100, "ci": [0.5 + seed / 100, 0.7 + seed / 100], "n": 90 + seed}
+        write_json(root / "reward-model/card.json", accuracy)
+        write_json(root / "data/data.json", {"rows": 5})
+    return EvalConfig(output_dir=str(root), policies=NAMES, reward_model=str(root / "reward"), seed=seed)
 
-    def write(share_better: float):
-        gold = {"base": np.zeros(100), "same": np.zeros(100), "better": np.zeros(100)}
-        gold["base"][:10] = gold["same"][10:20] = 1
-        gold["better"][: round(100 * share_better)] = 1
-        for name, values in gold.items():
-            rows = [
-                {"gold": g, "proxy": 2 * g + 0.01 * i, "log_ratio": 0.5, "completion_tokens": 7, "finished": i % 2 == 0}
-                for i, g in enumerate(values)
-            ]
-            path = tmp_path / f"eval/policies/{name}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (tmp_path / name).mkdir(exist_ok=True)
-            manifest = {"train": {"seconds": 1.5, "peak_memory_mb": 10, "tokens": 99}}
-            (tmp_path / f"{name}/manifest.json").write_text(json.dumps(manifest))
-        pairs = [{"scores_chosen": float(i > 25), "scores_rejected": 0.5 * (i != 30)} for i in range(100)]
-        (tmp_path / "eval/reward_model.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-        evaluation = {"seed": 3, "machine": {"cpu": "x"}, "versions": {}}
-        (tmp_path / "eval/manifest.json").write_text(json.dumps(evaluation))
-        return summarise(tmp_path, ["base", "same", "better"], seed=0)
 
-    return write
+def row(rng, i: int, gold: float, index: int | None = None) -> dict:
+    words = " ".join(rng.choice(["a", "b", "c", "d", "e"], int(rng.integers(3, 12))))
+    return {
+        "index": i if index is None else index,
+        "dialogue": f"\n\nHuman: {i}\n\nAssistant:",
+        "completion": words,
+        "finished": bool(rng.random() < 0.8),
+        "proxy": 2 * gold + rng.normal(),
+        "gold": gold,
+        "log_ratio": rng.normal(1, 0.3),
+        "completion_tokens": len(words.split()),
+    }
 
 
-def test_summary_follows_the_files(files):
-    summary = files(share_better=0.5)
-    better = summary["policies"]["better"]
-    assert better["gold_reward"]["mean"] == 0.5
-    assert better["vs_sft"]["gold"]["diff"] == pytest.approx(0.4)
-    assert better["eos_rate"] == 0.5
-    assert better["completion_tokens"]["mean"] == 7
-    assert better["kl"] == {"mean": 0.5, "ci": [0.5, 0.5]}
-    assert summary["reward_model"]["accuracy"] == 0.74
-    assert summary["seed"] == 3
-    assert files(share_better=0.2)["policies"]["better"]["gold_reward"]["mean"] == 0.2
+def test_no_number_is_typed_in(tmp_path):
+    """Two runs that share no input share no number, but for those that name a method or a level."""
+    texts = []
+    for seed, prompts, wins in ((3, 60, 0.5), (4, 83, 0.9)):
+        root = tmp_path / f"run{'ab'[seed - 3]}"
+        report = write_report(made_up_run(root, seed, prompts, wins))
+        texts.append((report / "ANALYSIS.md").read_text())
+    fixed = ("distinct-2", "3-grams", "n - 1", "95%", "5%", "80%", "SHA-256", "3 pairs")
+    lines = []
+    for text in texts:
+        for word in fixed:
+            text = text.replace(word, "")
+        lines.append([re.findall(r"-?\d[\d.]*\d|\d", line) for line in text.splitlines()])
+    assert len(lines[0]) == len(lines[1])
+    # sft's distance from itself is 0 in every run, and so are the marks of best-of-n
+    known = {"0.00", "-0.00", "0", "1", "2", "4"}
+    same = [(a, text) for a, b, text in zip(*lines, texts[0].splitlines(), strict=True) if a and a == b]
+    typed = [(numbers, text) for numbers, text in same if not set(numbers) <= known]
+    assert typed == [], typed
+    assert sum(map(len, lines[0])) > 150
 
 
-def test_claims_follow_the_corrected_tests(files):
-    head, *claims = verdicts(files(share_better=0.5)["comparisons"])
-    assert head == "Not shown to be worse than any other: BETTER."
-    assert claims[0].startswith("No difference in gold reward is shown between SAME and BASE (difference +0.00")
-    assert claims[1].startswith("BETTER's gold reward is higher than BASE's (difference +0.40")
-    head, *claims = verdicts(files(share_better=0.12)["comparisons"])
-    assert head == "Not shown to be worse than any other: BASE, SAME, BETTER."
-    assert all(claim.startswith("No difference") for claim in claims)
+def test_numbers_and_claims_follow_the_files(tmp_path):
+    config = made_up_run(tmp_path / "run", 3, 100, ppo_wins=0.6)
+    summary = summarise(tmp_path / "run", config)
+    ppo = next(c for c in summary["comparisons"] if (c["a"], c["b"]) == ("ppo", "sft"))
+    assert ppo["wins"] + ppo["ties"] + ppo["losses"] == ppo["n"] == 100
+    assert ppo["mean"] == pytest.approx((ppo["wins"] + ppo["ties"] / 2) / 100)
+    difference = summary["policies"]["ppo"]["vs_sft"]["gold"]["diff"]
+    assert 2 * (ppo["mean"] - 0.5) == pytest.approx(difference)
+    assert summary["total_seconds"]["ppo"] == (100.5 * 3 + 2) + (100.5 * 3 + 1)  # its own and sft's
+    unbeaten, sentences = claims(summary["comparisons"])
+    assert unbeaten == ["ppo"]
+    assert sentences[0].startswith(f"The judge prefers PPO's replies to SFT's (PPO's win rate {ppo['mean']:.2f}")
+    assert sentences[1].startswith("No difference in win rate is shown between DPO and SFT")
+    assert sentences[2].startswith("The judge prefers PPO's replies to DPO's (DPO's win rate")
+
+    text = (write_report(config) / "ANALYSIS.md").read_text()
+    assert "**Not shown to be worse than any other: PPO.**" in text
+    for sentence in sentences:
+        assert sentence in text
+    made_up_run(tmp_path / "run", 3, 100, ppo_wins=0.0)
+    text = (write_report(config) / "ANALYSIS.md").read_text()
+    assert "**Not shown to be worse than any other: SFT, PPO, DPO.**" in text
 
 
-def test_equal_policies_are_rarely_told_apart(monkeypatch):
-    """Four times the same policy, 100 simulated studies of 60 prompts: false claims in at most 5%, plus chance.
+def test_missing_stages_are_said_to_be_missing(tmp_path):
+    config = made_up_run(tmp_path, 3, 30, 0.5, stages=())
+    report = write_report(config)
+    for page in ("ANALYSIS.md", "report.html"):
+        text = (report / page).read_text()
+        for words in ("No judge", "No over-optimisation curves", "No failure-mode probes", "no reward-model card"):
+            assert words in text
+        assert "were not analysed" in text
+    with pytest.raises(UserError, match="make score"):
+        summarise(tmp_path, EvalConfig(output_dir=str(tmp_path), policies=["sft", "grpo"]))
 
-    At a true rate of 5%, 100 studies give more than 11 false ones with a probability below 1%.
+
+def test_over_optimisation_is_flagged_only_where_both_intervals_say_so(tmp_path):
+    config = made_up_run(tmp_path, 3, 100, 0.0, stages=())
+    rng = np.random.default_rng(0)
+    for step, proxy, gold in ((5, 1.0, 0.9), (9, 2.0, 0.3)):
+        rows = [
+            row(rng, i, float(rng.random() < gold)) | {"proxy": proxy + rng.normal(0, 0.1), "log_ratio": step / 5}
+            for i in range(100)
+        ]
+        write_jsonl(tmp_path / f"scores/checkpoints/dpo-{step}.jsonl", rows)
+    curve = summarise(tmp_path, config)["optimisation"]["curves"]["dpo"]
+    assert ("step 5", "step 9") in {(o["from"], o["to"]) for o in curve["overoptimised"]}
+    assert ("sft", "step 5") not in {(o["from"], o["to"]) for o in curve["overoptimised"]}
+    assert [point["label"] for point in curve["points"]] == ["sft", "step 5", "step 9", "final"]
+    assert curve["points"][1]["sqrt_kl"] == pytest.approx(1.0)
+    flags = summarise(tmp_path, config)["flags"]
+    assert any(flag.startswith("dpo, from step 5 to ") for flag in flags)
+
+
+@pytest.mark.parametrize("measure", ["gold", "judge"])
+def test_equal_policies_are_rarely_told_apart(monkeypatch, measure):
+    """Four times the same model, 400 simulated studies of 100 prompts: a false claim in at most 5% of them.
+
+    The claims rest on one family of tests, of the judge's verdicts or, without a judge, of the gold rewards.
     """
-    monkeypatch.setattr(stats, "RESAMPLES", 499)
+    monkeypatch.setattr(stats, "RESAMPLES", 199)
+    monkeypatch.setattr(stats, "mean", lambda values, seed: stats.Estimate(values.mean(), 0, 0))  # no claim needs it
+    monkeypatch.setattr("gc.collect", lambda: 0)  # 0.2 s in each call of multipletests
     false = 0
-    for study in range(100):
-        values = np.random.default_rng(study).normal(size=(4, 60))
-        p_values = [stats.sign_flip(a - b, study) for a, b in itertools.combinations(values, 2)]
-        false += min(stats.holm(p_values)) < 0.05
-    assert false <= 11
+    for study in range(400):
+        rng = np.random.default_rng(study)
+        quality = rng.normal(size=(4, 100)) + rng.normal(size=100)  # some prompts are harder for all
+        if measure == "gold":
+            comparisons = compare({f"p{k}": [{"gold": float(v > 0)} for v in quality[k]] for k in range(4)}, study)
+        else:
+            pairs = list(itertools.combinations(quality, 2))
+            p_values = [stats.sign_test((1 + np.sign(np.round(a - b))) / 2) for a, b in pairs]
+            comparisons = [{"p_holm": p} for p in stats.holm(p_values)]
+        false += any(c["p_holm"] < 0.05 for c in comparisons)
+    assert false <= 20

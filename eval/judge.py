@@ -1,0 +1,284 @@
+"""Compare the policies' replies pair by pair, in both orders: by a model behind an API, or by the true rule.
+
+    make judge PROFILE=gpt2
+    python -m eval judge --config configs/gpt2/eval.yaml --dry_run
+
+Writes to OUTPUT_DIR/judge: `transcript.jsonl`, every request and what came of it, so that none is paid for
+twice; `verdicts.jsonl`, a line for each pair and prompt judged in both orders; `manifest.json`. A request that
+failed has no verdict, counts nowhere and is asked again by the next run. The key is read from OPENAI_API_KEY.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, TemplateError, meta
+from tqdm import tqdm
+
+from eval.config import CONFIGS, GOLD_RULES, JudgeConfig, write_json, write_jsonl
+from eval.server import VERDICTS, BudgetSpent, Server, parameters, usd
+from rlhf_trl.config import parse
+from rlhf_trl.errors import UserError
+
+POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+
+
+class Request(NamedTuple):
+    """One comparison in one order ("ab": `a` is shown first) and the hash that its verdict is kept under."""
+
+    key: str
+    a: str
+    b: str
+    prompt: int
+    order: str
+    text: str
+
+
+def main() -> None:
+    _, config, judge = parse(__doc__, *CONFIGS)
+    folder = Path(config.output_dir) / "judge"
+    template = read_template(judge.judge_template)
+    pairs = choose_pairs(list(config.folders), judge.judge_pairs)
+    transcript = Transcript(folder / "transcript.jsonl")
+    key = read_key()
+    if judge.judge == "none" or (judge.judge == "openai" and not (key or judge.base_url or judge.dry_run)):
+        reason = "set to none" if judge.judge == "none" else "no OPENAI_API_KEY and no base_url"
+        if not (transcript.records or (folder / "verdicts.jsonl").exists() or judge.dry_run):
+            write_json(folder / "manifest.json", {"judge": "none", "reason": reason})
+        print(f"judge: {reason}, so no judge ran")
+        return
+
+    samples = read_samples(Path(config.output_dir) / "samples", pairs, judge.judge_prompts)
+    requests = make_requests(samples, pairs, template, judge)
+    records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
+    missing = {request.key: request for request in requests if not records[request.key].get("verdict")}
+    if judge.dry_run:
+        print(estimate(judge, missing.values(), len(requests)))
+        return
+
+    manifest = {
+        "judge": judge.judge,
+        "pairs": [f"{a}:{b}" for a, b in pairs],
+        "prompts": len(requests) // (2 * len(pairs)),
+        "seed": config.seed,
+    }
+    if judge.judge == "gold":
+        manifest["model"] = config.gold_rule
+    else:
+        cached = sum(request.key not in missing for request in requests)
+        server = Server(judge, key)
+        asyncio.run(ask_all(server, missing.values(), transcript))
+        used = [record for request in requests if (record := records[request.key]).get("verdict")]
+        manifest |= {
+            "model": judge.judge_model,
+            "models_served": sorted({str(record["model"]) for record in used}),
+            "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "parameters": parameters(judge),
+            "refused": [name for name in parameters(judge) if any(name not in record["request"] for record in used)],
+            "requests": {"sent": server.http.sent, "cached": cached},
+            "tokens": dict(server.tokens),
+        }
+    publish(folder, requests, records, manifest)
+
+
+def read_template(path: str | None) -> str:
+    """The jinja2 source that makes a request's text from `dialogue`, `first` and `second`.
+
+    Raises:
+        UserError: it cannot be read, or does not use exactly these three.
+    """
+    file = Path(path or Path(__file__).parent / "templates" / "judge.txt")
+    try:
+        source = file.read_text(encoding="utf-8")
+        variables = meta.find_undeclared_variables(Environment().parse(source))
+    except (OSError, ValueError, TemplateError) as error:
+        raise UserError(f"the judge_template {file} cannot be used: {error}") from error
+    if variables != {"dialogue", "first", "second"}:
+        raise UserError(f"the judge_template {file} must use the variables dialogue, first and second, and no others")
+    return source
+
+
+def choose_pairs(names: list[str], named: list[str] | None) -> list[tuple[str, str]]:
+    """The pairs (a, b) to judge: those named as "a:b", else each policy against every earlier one.
+
+    Raises:
+        UserError: a pair names an unknown policy, or there is no pair.
+    """
+    pairs = [(b, a) for a, b in itertools.combinations(names, 2)]
+    if named is not None:
+        pairs = [(a, b) for a, _, b in (pair.partition(":") for pair in dict.fromkeys(named))]
+    for a, b in pairs:
+        if not {a, b} <= set(names):
+            raise UserError(f"judge_pairs: {a}:{b} names no two policies; write A:B, of {', '.join(names)}")
+    if not pairs:
+        raise UserError("there is no pair of policies to judge; name two in policies")
+    return pairs
+
+
+def read_key() -> str:
+    """The key of the judge's server, "" if there is none.
+
+    Raises:
+        UserError: it cannot be sent as a header; the HTTP client's error would show it.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY holds a character that no key has; set it again")
+    return key
+
+
+def read_samples(folder: Path, pairs: list[tuple[str, str]], prompts: int) -> dict[str, list[dict]]:
+    """The first `prompts` rows of each policy in `pairs`, or as many as there are.
+
+    Raises:
+        UserError: a file is missing, or they are not of the same prompts.
+    """
+    samples = {}
+    for name in dict.fromkeys(itertools.chain(*pairs)):
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            raise UserError(f"{path} is missing; run 'make samples' first")
+        with path.open(encoding="utf-8") as lines:
+            samples[name] = [json.loads(line) for line in itertools.islice(lines, prompts)]
+    if len({tuple(row["dialogue"] for row in rows) for rows in samples.values()}) > 1:
+        raise UserError(f"the files in {folder} are not of the same prompts; run 'make samples' again")
+    return samples
+
+
+def make_requests(
+    samples: dict[str, list[dict]], pairs: list[tuple[str, str]], template: str, judge: JudgeConfig
+) -> list[Request]:
+    """Both orders of every pair on every prompt; prompt by prompt, so that a budget cuts all pairs alike."""
+    render = Environment().from_string(template).render
+    settings = [judge.judge_model, judge.judge_temperature, judge.judge_max_tokens]
+    requests = []
+    for prompt, (a, b), order in itertools.product(range(len(samples[pairs[0][0]])), pairs, ("ab", "ba")):
+        first, second = (samples[name][prompt] for name in ((a, b) if order == "ab" else (b, a)))
+        text = render(dialogue=first["dialogue"], first=first["completion"], second=second["completion"])
+        key = hashlib.sha256(json.dumps([*settings, text]).encode()).hexdigest()
+        requests.append(Request(key, a, b, prompt, order, text))
+    return requests
+
+
+def gold_records(rule: str | None, samples: dict[str, list[dict]], requests: list[Request]) -> dict[str, dict]:
+    """What the true rule says to each request: the reply that it rewards more wins.
+
+    Raises:
+        UserError: the profile has no rule.
+    """
+    if rule is None:
+        raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
+    rewards = {
+        name: [GOLD_RULES[rule](row["dialogue"], row["completion"]) for row in rows] for name, rows in samples.items()
+    }
+    records = {}
+    for request in requests:
+        a, b = rewards[request.a][request.prompt], rewards[request.b][request.prompt]
+        better = "first" if (a > b) == (request.order == "ab") else "second"
+        records[request.key] = {"verdict": "tie" if a == b else better}
+    return records
+
+
+def estimate(judge: JudgeConfig, missing: Collection[Request], requests: int) -> str:
+    """What a run would take, as one line."""
+    output = judge.judge_max_tokens or 512
+    tokens = {"input": sum(len(request.text) for request in missing) // 4, "output": output * len(missing)}
+    cost = "" if judge.usd_per_million_input is None else f", at most ${usd(judge, tokens):.2f}"
+    return (
+        f"judge: {len(missing)} of {requests} requests are outstanding: about {tokens['input']} tokens in (of 4 "
+        f"characters) and at most {tokens['output']} out ({output} a request){cost}; nothing was asked or written"
+    )
+
+
+class Transcript:
+    """`transcript.jsonl`: a line for each request that was answered or failed for good.
+
+    `records` holds what counts, by key: the verdict if there is one, else the last failure, else {}.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, dict] = defaultdict(dict)
+        content = path.read_bytes() if path.exists() else b""
+        self.end = content.rfind(b"\n") + 1  # a killed run may have left half a line after it
+        for line in content[: self.end].splitlines():
+            record = json.loads(line)
+            if not self.records[record["key"]].get("verdict"):
+                self.records[record["key"]] = record
+
+    def append(self, record: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.seek(self.end)
+            file.truncate()
+            file.write(json.dumps(record).encode() + b"\n")
+            self.end = file.tell()
+        self.records[record["key"]] = record
+
+
+async def ask_all(server: Server, requests: Collection[Request], transcript: Transcript) -> None:
+    """Ask until every request is in the transcript or the budget is spent."""
+    queue = iter(requests)
+    progress = tqdm(total=len(requests), desc="judge")
+
+    async def work() -> None:
+        for request in queue:
+            if server.over_budget():
+                return
+            try:
+                outcome = await server.ask(request.text)
+            except BudgetSpent:
+                return
+            transcript.append({name: getattr(request, name) for name in ("key", "a", "b", "prompt", "order")} | outcome)
+            progress.update()
+
+    async def crew() -> None:
+        async with server.client, asyncio.TaskGroup() as group:
+            for _ in range(server.judge.concurrency):
+                group.create_task(work())
+
+    working = asyncio.create_task(crew())
+    spent = asyncio.create_task(server.http.spent.wait())
+    await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
+    # who is left now only sleeps before a retry that the budget has no room for; asyncio.run cancels them
+    progress.close()
+    if working.done() and (group := working.exception()):
+        raise group.exceptions[0] from None
+
+
+def publish(folder: Path, requests: list[Request], records: dict[str, dict], manifest: dict) -> None:
+    """Write `verdicts.jsonl` and `manifest.json`, and print how many requests came to a verdict."""
+    orders: dict[tuple, dict[str, str]] = {}
+    failures: dict[str, Counter] = {}
+    for request in requests:
+        record = records[request.key]
+        if verdict := record.get("verdict"):
+            winner = "tie" if verdict == "tie" else request.order[VERDICTS.index(verdict)]
+            orders.setdefault((request.a, request.b, request.prompt), {})[request.order] = winner
+        elif record:
+            failures.setdefault(f"{request.a}:{request.b}", Counter())[record["failure"]] += 1
+    rows = [
+        {"a": a, "b": b, "prompt": prompt, "orders": [won["ab"], won["ba"]]}
+        | {"score": (POINTS[won["ab"]] + POINTS[won["ba"]]) / 2}
+        for (a, b, prompt), won in orders.items()
+        if len(won) == 2
+    ]
+    judged = sum(map(len, orders.values()))
+    failed = sum(failures.values(), Counter())
+    pending = len(requests) - judged - failed.total()
+    write_jsonl(folder / "verdicts.jsonl", rows)
+    manifest |= {"failures": failures, "pending": pending, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(folder / "manifest.json", manifest)
+
+    kinds = ", ".join(f"{kind} {count}" for kind, count in failed.most_common())
+    line = f"judge: {judged} of {len(requests)} requests have a verdict"
+    line += f", {failed.total()} failed ({kinds})" if failed else ""
+    line += f", {pending} are left as the budget is spent (run again to go on)" if pending else ""
+    print(f"{line}; verdicts are in {folder / 'verdicts.jsonl'}")

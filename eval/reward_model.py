@@ -1,0 +1,273 @@
+"""Evaluate a reward model on every held-out pair, from the scores themselves: accuracy, calibration, length, errors.
+
+    make eval-reward PROFILE=gpt2
+    python -m eval reward-model --config configs/gpt2/eval.yaml --reward_model FOLDER
+
+Any model with one score per sequence will do, full or a PEFT adapter. Writes to OUTPUT_DIR/reward-model:
+`CARD.md`, `card.json`, `pairs.jsonl` (RewardBench's field names), `errors.jsonl` (wrong pairs to read), and
+`reward_distributions` and `reliability` as .png and .svg.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
+from scipy.special import expit
+from scipy.stats import pearsonr, rankdata
+from statsmodels.regression.linear_model import OLS
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval import figures, stats
+from eval.config import CONFIGS, write_json, write_jsonl
+from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
+from rlhf_trl.config import parse
+from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_split, load_tokenizer
+from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_source
+from rlhf_trl.models import device
+from rlhf_trl.rewards import score
+from rlhf_trl.runs import machine, versions, weights_hash
+
+# Thresholds of the patterns of the error analysis
+LONGER = 1.25  # times as many tokens
+VERY_SHORT = 10  # tokens with eos
+CLOSE = 0.55  # confidence
+
+
+@dataclass
+class PadConfig:
+    """What a reward model's tokenizer may lack."""
+
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Pad token, where the reward model's tokenizer has none besides eos."}
+    )
+
+
+def main() -> None:
+    data_config, config, _, padding = parse(__doc__, *CONFIGS, PadConfig)
+    root = Path(config.output_dir)
+    source = config.reward_model or str(root / "reward")
+    check_reward_model(source)
+    tokenizer = load_tokenizer(source, padding.pad_token)
+    pairs, left_out = load_held_out(data_config, tokenizer, config.seed)
+
+    # Score
+    model = load(source, tokenizer, config.dtype).to(device())
+    scores = {}
+    for side in ("chosen", "rejected"):
+        sequences = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)]
+        _check_context(model, source, sequences)
+        scores[side] = score(model, sequences, config.batch_size, f"Scoring {side}").double().numpy()
+        scores[side] -= getattr(model.config, "reward_mean", 0.0)
+    tokens = {side: np.array([len(ids) for ids in pairs[f"{side}_ids"]]) for side in scores}
+
+    # Analyse
+    rows = [
+        {
+            **{name: pair[name] for name in ("subset", "prompt", "chosen", "rejected")},
+            **{f"scores_{side}": float(scores[side][i]) for side in scores},
+            **{f"{side}_tokens": int(tokens[side][i]) for side in scores},
+        }
+        for i, pair in enumerate(pairs)
+    ]
+    found = patterns(scores["chosen"] - scores["rejected"], tokens["chosen"], tokens["rejected"])
+    errors = sample_errors(rows, found, config.error_samples, config.seed)
+    card = {
+        **analyse(
+            scores["chosen"], scores["rejected"], tokens["chosen"], tokens["rejected"], pairs["subset"], config.seed
+        ),
+        "left_out": left_out,
+        "errors_sampled": len(errors),
+        "manifest": {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": config.seed,
+            "reward_model": {"path": source, "sha256": weights_hash(source)},
+            "data": {"dataset": data_config.dataset, "pairs": len(pairs), "sha256": fingerprint(pairs)},
+            "versions": versions(),
+            "machine": machine(),
+        },
+    }
+
+    # Write
+    folder = root / "reward-model"
+    staging = folder.with_name("reward-model.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    write_json(staging / "card.json", card)
+    write_jsonl(staging / "pairs.jsonl", rows)
+    write_jsonl(staging / "errors.jsonl", errors)
+    margins = {"pairs": scores["chosen"] - scores["rejected"]}
+    figures.histograms({"score": scores, "chosen minus rejected": margins}, staging / "reward_distributions")
+    figures.reliability(card["reliability"], staging / "reliability")
+    environment = Environment(loader=PackageLoader("eval", "templates"), undefined=StrictUndefined, trim_blocks=True)
+    (staging / "CARD.md").write_text(environment.get_template("CARD.md").render(card=card), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+    print(f"The reward model's card is {folder / 'CARD.md'}")
+
+
+def check_reward_model(source: str) -> None:
+    """Find out from its config alone whether a folder or hub name is a model with one score per sequence.
+
+    Raises:
+        UserError: it is not, or cannot be had.
+    """
+    check_source(source)
+    if _is_adapter(source):
+        if PeftConfig.from_pretrained(source).task_type != "SEQ_CLS":
+            raise UserError(f"{source} holds no reward model but an adapter of another kind; set reward_model")
+        return
+    model = AutoConfig.from_pretrained(source)
+    if not any("ForSequenceClassification" in name for name in model.architectures or []):
+        raise UserError(f"{source} holds no reward model (no sequence classifier); set reward_model to one")
+    if model.num_labels != 1:
+        raise UserError(f"{source} gives {model.num_labels} labels; a reward model gives one score")
+
+
+def load(source: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel | PeftModel:
+    """A reward model in eval mode that gives its raw scores, read at the last token that is not `tokenizer`'s pad.
+
+    Raises:
+        UserError: an adapter whose head has more than one label, which its config does not tell.
+    """
+    kind = AutoPeftModelForSequenceClassification if _is_adapter(source) else AutoModelForSequenceClassification
+    try:
+        model = kind.from_pretrained(source, num_labels=1, dtype=dtype)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(f"{source} does not fit a reward model: more labels than one, or another base") from error
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def load_held_out(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[Dataset, dict]:
+    """All pairs of the eval split that fit the limits, and how many do not."""
+    pairs = build_dataset(replace(config, max_rows=None), "eval", tokenizer, seed)
+    total = len(load_split(config, "eval")[0])
+    left_out = stats.proportion(total - len(pairs), total)
+    summary = {"pairs": total - len(pairs), "share": left_out.mean, "ci": [left_out.lower, left_out.upper], "n": total}
+    return pairs.select(range(min(config.max_rows or total, len(pairs)))), summary
+
+
+def analyse(
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    chosen_tokens: np.ndarray,
+    rejected_tokens: np.ndarray,
+    subsets: Sequence[str],
+    seed: int,
+) -> dict:
+    """The numbers of the card, from raw scores and reply lengths of each pair, all of shape (n,).
+
+    Only differences of scores mean anything; their level is the reward model's own.
+    """
+    margins, longer = chosen - rejected, chosen_tokens - rejected_tokens
+    subsets = np.array(subsets)
+    log_loss = stats.mean(log_losses(margins), seed)
+    found = patterns(margins, chosen_tokens, rejected_tokens)
+    return {
+        **PairwiseAccuracy().compute(scores_chosen=chosen, scores_rejected=rejected),
+        "ties": int((margins == 0).sum()),
+        "log_loss_ci": [log_loss.lower, log_loss.upper],
+        "calibration": temperature(margins),
+        "reliability": reliability(margins),
+        "subsets": {str(name): accuracy(margins[subsets == name]) for name in np.unique(subsets)},
+        "macro": macro(margins, subsets),
+        "deciles": deciles(margins),
+        "scores": {side: _describe(values) for side, values in (("chosen", chosen), ("rejected", rejected))},
+        "length": {
+            "spearman": spearman(margins, longer),
+            "chosen_longer": accuracy(margins[longer > 0]) if (longer > 0).any() else None,
+            "chosen_shorter": accuracy(margins[longer < 0]) if (longer < 0).any() else None,
+            "pick_longer": accuracy(longer),
+            "pick_shorter": accuracy(-longer),
+        },
+        "patterns": {
+            name: {"wrong": _share(holds[margins < 0]), "correct": _share(holds[margins > 0])}
+            for name, holds in found.items()
+        },
+        "thresholds": {"longer": LONGER, "very_short": VERY_SHORT, "close": CLOSE},
+    }
+
+
+def macro(margins: np.ndarray, subsets: np.ndarray) -> dict:
+    """Mean of the subsets' accuracies, each counting the same; HC1 errors, as every subset has its own variance."""
+    names = np.unique(subsets)
+    dummies = (subsets[:, None] == names).astype(float)
+    test = OLS(np.heaviside(margins, 0.5), dummies).fit(cov_type="HC1").t_test(np.full(len(names), 1 / len(names)))
+    return {"accuracy": test.effect.item(), "ci": test.conf_int()[0].tolist(), "subsets": len(names)}
+
+
+def deciles(margins: np.ndarray) -> list[dict]:
+    """Accuracy in each tenth of the pairs, from the smallest |margin| to the largest."""
+    ordered = margins[np.argsort(np.abs(margins), kind="stable")]
+    parts = [part for part in np.array_split(ordered, 10) if len(part)]
+    return [{"lower": float(abs(part[0])), "upper": float(abs(part[-1])), **accuracy(part)} for part in parts]
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> dict | None:
+    """Spearman's rank correlation, Pearson's of the ranks, with Fisher's 95% interval; None if it is not defined."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    result = pearsonr(rankdata(x), rankdata(y))
+    return {"rho": float(result.statistic), "ci": [float(end) for end in result.confidence_interval()]}
+
+
+def patterns(margins: np.ndarray, chosen_tokens: np.ndarray, rejected_tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Which pairs, of any outcome, show which pattern of the error analysis: name to booleans, shape (n,).
+
+    A pair can show several; "unclear" is one that shows none. The names say what a pattern means in a wrong pair.
+    """
+    found = {
+        "longer rejected preferred": rejected_tokens >= LONGER * chosen_tokens,
+        "missed quality despite length": chosen_tokens >= LONGER * rejected_tokens,
+        "very short chosen": chosen_tokens < VERY_SHORT,
+        "very short rejected": rejected_tokens < VERY_SHORT,
+        "close scores": expit(np.abs(margins)) < CLOSE,
+    }
+    return {**found, "unclear": ~np.any(list(found.values()), axis=0)}
+
+
+def sample_errors(rows: list[dict], found: dict[str, np.ndarray], size: int, seed: int) -> list[dict]:
+    """A seeded random sample of the wrong pairs, at most `size`, each with the names of its patterns."""
+    wrong = [i for i, row in enumerate(rows) if row["scores_chosen"] < row["scores_rejected"]]
+    drawn = np.random.default_rng(seed).choice(wrong, min(size, len(wrong)), replace=False) if wrong else []
+    return [{**rows[i], "patterns": [name for name, holds in found.items() if holds[i]]} for i in drawn]
+
+
+def _check_context(model: PreTrainedModel | PeftModel, source: str, sequences: list[list[int]]) -> None:
+    longest = max(map(len, sequences))
+    context = getattr(model.config, "max_position_embeddings", longest)
+    if longest > context:
+        raise UserError(
+            f"a pair of {longest} tokens does not fit the context of {context} tokens of {source}; "
+            "lower max_prompt_tokens or max_completion_tokens"
+        )
+
+
+def _is_adapter(source: str) -> bool:
+    return (Path(source) / "adapter_config.json").exists()
+
+
+def _describe(values: np.ndarray) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _share(holds: np.ndarray) -> dict | None:
+    if not len(holds):
+        return None
+    estimate = stats.proportion(int(holds.sum()), len(holds))
+    return {"share": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(holds)}

@@ -1,0 +1,212 @@
+"""Sample every policy on the same held-out prompts, at temperature 1 with the same seeds.
+
+    make samples PROFILE=gpt2
+    python -m eval samples --config configs/gpt2/eval.yaml --prompts 100
+
+Writes to OUTPUT_DIR/samples one reply a line, with its token ids and its log-probability:
+    NAME.jsonl                   each policy, and the untouched base model
+    checkpoints/NAME-STEP.jsonl  the checkpoints of a policy's run, on the first `curve_prompts` prompts
+    best_of.jsonl                `best_of` replies of the reference to each of them
+    probes/NAME.jsonl            replies to the failure-mode probes
+A run that was cut off goes on where it was; what was made from other weights or settings is made again.
+"""
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.config import CONFIGS, EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.probes import load_probes
+from rlhf_trl.config import parse
+from rlhf_trl.data import build_dataset, fingerprint, load_tokenizer, render_prompt
+from rlhf_trl.hub import check_source
+from rlhf_trl.models import device, load_policy
+from rlhf_trl.runs import machine, versions, weights_hash
+
+
+class Job(NamedTuple):
+    """One file of replies: where it goes, whose they are, and to what (dialogues in HH's format)."""
+
+    path: str
+    model: str
+    tokenizer: str
+    dialogues: list[str]
+
+
+def main() -> None:
+    data_config, config, _ = parse(__doc__, *CONFIGS)
+    probes = load_probes(config.probes)
+    for folder in config.folders.values():
+        check_source(folder)
+    reference = next(iter(config.folders.values()))
+    prompts = build_dataset(data_config, "eval", load_tokenizer(reference), config.seed)
+    prompts = prompts.select(range(min(config.prompts, len(prompts))))
+
+    folder = Path(config.output_dir) / "samples"
+    todo = jobs(config, list(prompts["dialogue"]), [probe["prompt"] for probe in probes])
+    keys = {job.path: _key(job, config) for job in todo}
+    known = json.loads((folder / "keys.json").read_text()) if (folder / "keys.json").exists() else {}
+    for job in todo:
+        if known.get(job.path) != keys[job.path]:
+            for path in (folder / f"{job.path}.jsonl", _partial(folder / f"{job.path}.jsonl")):
+                path.unlink(missing_ok=True)
+    write_json(folder / "keys.json", keys)
+    for job in todo:
+        if not (folder / f"{job.path}.jsonl").exists():
+            _run(job, folder / f"{job.path}.jsonl", config)
+    manifest = {
+        "seed": config.seed,
+        "data": {"dataset": data_config.dataset, "prompts": len(prompts), "sha256": fingerprint(prompts)},
+        "settings": {"max_new_tokens": config.max_new_tokens, "temperature": 1.0, "dtype": config.dtype},
+        "versions": versions(),
+        "machine": machine(),
+        "files": {job.path: {"model": job.model, "tokenizer": job.tokenizer} for job in todo},
+    }
+    write_json(folder / "manifest.json", manifest)
+    print(f"Replies of {', '.join(job.path for job in todo if '/' not in job.path)} are in {folder}")
+
+
+def jobs(config: EvalConfig, dialogues: list[str], probes: list[str]) -> list[Job]:
+    """All replies that an evaluation needs; the base model uses the reference's tokenizer."""
+    models = config.folders
+    reference = next(iter(models.values()))
+    tokenizers = dict(models)
+    base = _base(config)
+    if base:
+        models = {"base": base} | models
+        tokenizers["base"] = reference
+    result = [Job(name, models[name], tokenizers[name], dialogues) for name in models]
+    if probes:
+        result += [Job(f"probes/{name}", models[name], tokenizers[name], probes) for name in models]
+    first = dialogues[: config.curve_prompts]
+    if first:
+        replicated = [dialogue for dialogue in first for _ in range(config.best_of)]
+        result.append(Job("best_of", reference, reference, replicated))
+        for name, folder in config.folders.items():
+            for path in sorted(Path(folder).glob("checkpoint-*"), key=_step):
+                result.append(Job(f"checkpoints/{name}-{_step(path)}", str(path), folder, first))
+    return result
+
+
+def _base(config: EvalConfig) -> str | None:
+    """What the reference was trained from, as its manifest says, unless another base is configured."""
+    manifest = Path(next(iter(config.folders.values()))) / "manifest.json"
+    if config.base or not manifest.exists():
+        return config.base
+    return json.loads(manifest.read_text())["parents"]["model"]["path"]
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """One completion a prompt from the model's own distribution (temperature 1, nothing cut off).
+
+    Returns token ids, in the order of the prompts; eos is the last of a completion that finished.
+    """
+    torch.manual_seed(seed)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    )
+    reverse = [torch.tensor(ids[::-1]) for ids in prompt_ids]  # flipped twice, padding ends up on the left
+    ids = pad_sequence(reverse, batch_first=True, padding_value=pad).flip(1).to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in reverse], batch_first=True).flip(1).to(model.device)
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    completions = output[:, ids.shape[1] :].tolist()
+    return [
+        row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row for row in completions
+    ]
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
+) -> list[float]:
+    """log pi(completion | prompt) in nats, summed over the completion's tokens; one a prompt."""
+    ids = [torch.tensor(prompt + completion) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    start = torch.tensor([len(prompt) for prompt in prompt_ids]).unsqueeze(1)
+    end = torch.tensor([len(row) for row in ids]).unsqueeze(1)
+    ids = pad_sequence(ids, batch_first=True)
+    position = torch.arange(ids.shape[1])
+    logits = model(input_ids=ids.to(model.device), attention_mask=(position < end).to(model.device)).logits
+    logps = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None].to(model.device)).squeeze(-1).cpu()
+    of_completion = (position >= start) & (position < end)
+    return (logps * of_completion[:, 1:]).sum(1).tolist()
+
+
+def batches(lengths: list[int], batch_size: int, progress: str) -> Iterator[list[int]]:
+    """Indexes of sequences in batches of like length, with a progress bar."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    with tqdm(total=len(order), desc=progress) as bar:
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+            bar.update(len(order[start : start + batch_size]))
+
+
+def _run(job: Job, path: Path, config: EvalConfig) -> None:
+    """Sample batch by batch. Each has a seed of its own, so that a resumed run draws what an unbroken one would."""
+    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
+    model = load_policy(job.model, tokenizer, config.dtype).to(device())
+    prompts = [render_prompt(dialogue, tokenizer) for dialogue in job.dialogues]
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["index"] for row in read_jsonl(_partial(path))}
+    write_jsonl(_partial(path), read_jsonl(_partial(path)))  # without the half of a line a kill may have left
+    with _partial(path).open("a", encoding="utf-8") as file:
+        for batch in batches([len(ids) for ids in prompt_ids], config.batch_size, f"{job.path}: sampling"):
+            if done.issuperset(batch):
+                continue
+            ids = [prompt_ids[i] for i in batch]
+            completions = sample(model, tokenizer, ids, config.max_new_tokens, (config.seed << 32) + batch[0])
+            logps = log_probabilities(model, ids, completions)
+            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+            for i, completion, logp, text in zip(batch, completions, logps, texts, strict=True):
+                row = {
+                    "index": i,
+                    "dialogue": job.dialogues[i],
+                    "prompt": prompts[i],
+                    "completion": text,
+                    "completion_ids": completion,
+                    "finished": completion[-1] == tokenizer.eos_token_id,
+                    "logp": logp,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+    rows = {row["index"]: row for row in read_jsonl(_partial(path))}
+    write_jsonl(path, [rows[i] for i in sorted(rows)])
+    _partial(path).unlink()
+    del model
+    gc.collect()
+
+
+def _key(job: Job, config: EvalConfig) -> str:
+    weights = weights_hash(job.model) or job.model
+    settings = (job.dialogues, weights, config.max_new_tokens, config.batch_size, config.dtype, config.seed)
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,174 @@
+"""The judge's server: requests by the openai SDK, within a budget, and what may count as a verdict."""
+
+import asyncio
+import json
+import math
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+import openai
+from tqdm import tqdm
+
+from eval.config import JudgeConfig
+from rlhf_trl.errors import UserError
+
+VERDICTS = ("first", "second", "tie")
+SCHEMA = {
+    "type": "object",
+    "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": list(VERDICTS)}},
+    "required": ["reason", "verdict"],
+    "additionalProperties": False,
+}
+# Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
+CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
+
+
+class BudgetSpent(openai.OpenAIError):
+    """No further request may leave. One of the SDK's own errors, because those it does not retry."""
+
+
+class CountingClient(openai.DefaultAsyncHttpxClient):
+    """Counts the requests that leave, the SDK's retries among them, and lets no more than `limit` leave."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__(follow_redirects=False)  # they would leave uncounted
+        self.limit = math.inf if limit is None else limit
+        self.sent = self.flying = 0
+        self.spent = asyncio.Event()  # set when the last one allowed is back
+
+    async def send(self, *args: Any, **options: Any) -> Any:
+        if self.sent >= self.limit:
+            raise BudgetSpent
+        self.sent += 1
+        self.flying += 1
+        try:
+            return await super().send(*args, **options)
+        finally:
+            self.flying -= 1
+            if self.sent >= self.limit and not self.flying:
+                self.spent.set()
+
+
+class Server:
+    """An OpenAI-compatible server: what it was found to refuse, and what this run has used of it."""
+
+    def __init__(self, judge: JudgeConfig, key: str) -> None:
+        self.judge, self.key = judge, key
+        self.parameters = parameters(judge)
+        self.tokens = Counter(input=0, output=0)
+        self.unmetered = False
+        self.http = CountingClient(judge.budget_requests)
+        self.client = openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=judge.base_url,
+            timeout=judge.timeout,
+            max_retries=judge.retries,
+            http_client=self.http,
+        )
+
+    async def ask(self, text: str) -> dict:
+        """Ask for one verdict; returns what a line of the transcript tells of it.
+
+        Raises:
+            UserError: the server would turn down any other request, too.
+            BudgetSpent: no request is left for it.
+        """
+        message = {"role": "user", "content": text}
+        while True:
+            request = {"model": self.judge.judge_model, "messages": [message], **self.parameters}
+            try:
+                outcome = read_answer(await self.client.chat.completions.create(**request))
+            except BudgetSpent:
+                raise
+            except openai.APIStatusError as error:
+                if self._leave_out(error, request):
+                    continue
+                status, said = error.status_code, str(error.body or error)
+                if status < 500 and status not in CONCERNS_ONE_REQUEST:
+                    # "from None", as a traceback would show what the server said, which may be the key
+                    raise UserError(
+                        f"the judge's server turns everything down ({self._redact(error.message)[:200]}); "
+                        "check OPENAI_API_KEY, judge_model and base_url"
+                    ) from None
+                outcome = {"failure": "rate limit" if status == 429 else f"http {status}", "detail": said}
+            except openai.APIConnectionError as error:
+                timeout = isinstance(error, openai.APITimeoutError)
+                outcome = {"failure": "timeout" if timeout else "connection", "detail": str(error.__cause__)}
+            except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
+                outcome = {"failure": "bad response", "detail": str(error)}
+            record = dict.fromkeys(("answer", "model", "usage", "verdict", "failure", "detail")) | outcome
+            self.tokens.update(record["usage"])
+            self.unmetered |= bool(record["verdict"] and not record["usage"])
+            redacted = {name: self._redact(record[name]) for name in ("answer", "model", "detail")}
+            return {"request": request} | record | redacted
+
+    def over_budget(self) -> bool:
+        """Whether the tokens or the money are spent.
+
+        Raises:
+            UserError: the server does not tell.
+        """
+        used = ((self.judge.budget_tokens, self.tokens.total()), (self.judge.budget_usd, usd(self.judge, self.tokens)))
+        limited = [(limit, amount) for limit, amount in used if limit is not None]
+        if limited and self.unmetered:
+            raise UserError("the judge's server reports no usage, so only budget_requests can limit it")
+        return any(amount >= limit for limit, amount in limited)
+
+    def _leave_out(self, error: openai.APIStatusError, request: dict) -> bool:
+        """Whether the server refuses an optional parameter of `request`; no later request will have it."""
+        named = str(error.param or error.body)
+        name = next((name for name in parameters(self.judge) if name in request and name in named), None)
+        if error.status_code not in (400, 422) or name is None:
+            return False
+        if self.parameters.pop(name, None) is not None:
+            tqdm.write(f"judge: the server refuses {name}, so it is left out", file=sys.stderr)
+        return True
+
+    def _redact(self, said: Any) -> Any:
+        return said.replace(self.key, "[OPENAI_API_KEY]") if self.key and isinstance(said, str) else said
+
+
+def parameters(judge: JudgeConfig) -> dict[str, Any]:
+    """What a request holds besides model and messages; a server may refuse each of it."""
+    optional = {"temperature": judge.judge_temperature, "max_completion_tokens": judge.judge_max_tokens}
+    schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
+    return {
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def read_answer(completion: Any) -> dict:
+    """Answer, model, usage, and either the verdict or the kind of failure. Servers send what they like."""
+    try:
+        choice = completion.choices[0]
+        answer, refusal = choice.message.content, choice.message.refusal
+        usage = completion.usage
+        tokens = usage and {"input": int(usage.prompt_tokens), "output": int(usage.completion_tokens)}
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return {"failure": "bad response", "detail": str(completion)}
+    outcome = {"answer": answer, "model": completion.model, "usage": tokens}
+    if refusal or choice.finish_reason == "content_filter":
+        return outcome | {"failure": "refusal", "detail": refusal}
+    if choice.finish_reason == "length":
+        return outcome | {"failure": "cut off"}
+    verdict = parse_verdict(answer)
+    return outcome | {"verdict": verdict, "failure": None if verdict else "unparsable"}
+
+
+def parse_verdict(answer: Any) -> str | None:
+    """The verdict of a JSON object, which may stand in a code fence; None for anything else."""
+    try:
+        fenced = re.fullmatch(r"\s*```(?:json)?\s(.*)```\s*", answer, re.DOTALL)
+        verdict = json.loads(fenced[1] if fenced else answer)["verdict"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return verdict if verdict in VERDICTS else None
+
+
+def usd(judge: JudgeConfig, tokens: dict[str, int]) -> float:
+    """What so many tokens cost, in USD; 0 without prices."""
+    prices = {"input": judge.usd_per_million_input, "output": judge.usd_per_million_output}
+    return sum(tokens[side] * (price or 0) for side, price in prices.items()) / 1e6

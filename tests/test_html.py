@@ -1,0 +1,231 @@
+"""The report's page, made of a made-up run: it stands alone, loads without errors, and its sample browser works."""
+
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import figures, stats
+from eval.config import EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.report import write_report
+from tests.browser import Browser, find
+
+NAMES = ["sft", "ppo", "grpo", "dpo"]
+PROMPTS = 30
+NASTY = [
+    "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 1'>",
+    "<!-- <script> &lt;b&gt; {{ 7 * 7 }} ${7 * 7} \\u003c https://example.com/x.png",
+    "Grüße, 世界 👩‍🚀 עברית \u202eright to left\u2028next line\u0000 \ufffd \x1b[31m",
+    "unbroken" * 60,
+    "",
+]
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1200" height="300"><rect width="9" height="9"/></svg>'
+
+
+def row(rng, i: int, name: str, gold: bool, index: int) -> dict:
+    text = NASTY[i % len(NASTY)]
+    return {
+        "index": index,
+        "dialogue": f"\n\nHuman: Question {i:02} {text}\n\nAssistant:",
+        "completion": f" {name} says {text}" if text else "",
+        "finished": bool(rng.random() < 0.8),
+        "proxy": round(float(rng.normal()), 1),  # with ties
+        "gold": float(rng.random() < 0.5) if gold else None,
+        "log_ratio": float(rng.normal(1, 0.3)),
+        "completion_tokens": int(rng.integers(1, 20)),
+    }
+
+
+def made_up_run(root: Path, full: bool) -> Path:
+    """A report of five policies; without `full` there is no gold reward, no judge, nothing else but runs."""
+    rng = np.random.default_rng(0)
+    for name in ("base", *NAMES):
+        write_jsonl(root / f"scores/{name}.jsonl", [row(rng, i, name, full, i) for i in range(PROMPTS)])
+    data = {"dataset": "<b>data</b>", "rows": 1000, "prompts": PROMPTS, "sha256": "0" * 64}
+    machine = {"cpu": "<b>cpu</b>", "threads": 2, "gpus": ["gpu"]}
+    samples = {"seed": 0, "data": data, "versions": {"trl": "1"}, "machine": machine, "settings": {"temperature": 1.0}}
+    write_json(root / "samples/manifest.json", samples)
+    for name in ("reward", *NAMES):
+        train = {"seconds": 10.5, "peak_memory_mb": 700, "tokens": 123456}
+        manifest = {"seed": 1, "created": "2026-01-01", "data": data, "sha256": name, "parents": {}, "train": train}
+        write_json(root / name / "manifest.json", manifest)
+        for curves in (root / name / "curves.svg", root / name / "curves.png"):
+            curves.write_text(SVG)
+    if full:
+        pairs = [(b, a) for a, b in itertools.combinations(NAMES, 2)]
+        orders = [["a", "a"], ["a", "b"], ["b", "b"], ["tie", "a"]]
+        verdicts = [
+            {"a": a, "b": b, "prompt": i, "orders": orders[i % 4], "score": [1.0, 0.5, 0.0, 0.75][i % 4]}
+            for a, b in pairs
+            for i in range(20)
+        ]
+        write_jsonl(root / "judge/verdicts.jsonl", verdicts)
+        manifest = {"judge": "openai", "model": "m", "failures": {f"{a}:{b}": {} for a, b in pairs}, "pending": 0}
+        write_json(root / "judge/manifest.json", manifest)
+        best = [row(rng, i // 4, "sft", full, i) for i in range(40)]
+        write_jsonl(root / "scores/best_of.jsonl", best)
+        for name in NAMES[1:]:
+            write_jsonl(root / f"scores/checkpoints/{name}-6.jsonl", [row(rng, i, name, full, i) for i in range(10)])
+        for name in ("base", *NAMES):
+            write_jsonl(root / f"scores/probes/{name}.jsonl", [{"group": "kept_abilities", "passed": True}])
+        write_json(root / "reward-model/card.json", {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90})
+        write_json(root / "data/data.json", {"rows": 5})
+        for stem, suffix in itertools.product(("reward_distributions", "reliability"), (".svg", ".png")):
+            (root / f"reward-model/{stem}{suffix}").write_text(SVG)
+    return write_report(EvalConfig(output_dir=str(root), policies=NAMES)) / "report.html"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats, "RESAMPLES", 199)
+        full = made_up_run(tmp_path_factory.mktemp("html") / "full", full=True)
+        patch.setattr(figures, "save", lambda figure, stem: Path(f"{stem}.svg").write_text(SVG))  # drawing is slow
+        return {"full": full, "bare": made_up_run(full.parents[2] / "bare", full=False)}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find()
+    if program is None:
+        pytest.skip("left out: no Chromium on this machine")
+    profile = tmp_path_factory.mktemp("profile")
+    browser = Browser(program, profile)
+    yield browser
+    browser.close()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.fixture
+def page(browser, pages):
+    browser.resize(1200)
+    browser.open(pages["full"])
+    return browser
+
+
+def shown(browser) -> list[int]:
+    """The numbers of the prompts on the page, in order."""
+    titles = browser.run("[...document.querySelectorAll('#list h3')].map(title => title.textContent)")
+    return [int(title.removeprefix("Prompt ")) for title in titles]
+
+
+def search(browser, text: str) -> None:
+    """Type into the search field, as a user would."""
+    browser.run("search.focus(); search.select()")
+    browser.call("Input.insertText", text=text)
+
+
+def test_it_stands_alone(pages):
+    for path in pages.values():
+        html = path.read_text()
+        assert "default-src 'none'" in html
+        without_data, blocks = re.subn(r'(?s)(id="prompts">).*?</script>', "", html)
+        assert blocks == 1
+        assert not re.search("https?://|@import|url\\(", without_data)
+        targets = re.findall(r'(?:src|href)="(.{5})', without_data)
+        assert len(targets) > 15
+        assert all(target.startswith(("data:", "#")) for target in targets)
+
+
+def test_it_says_what_is_missing(pages):
+    words = ("No judge", "No over-optimisation", "No failure-mode probes", "no reward-model card", "not analysed")
+    bare, full = (pages[name].read_text() for name in ("bare", "full"))
+    for word in words:
+        assert bare.count(word) == 2  # on top and in its section
+        assert word not in full
+    assert "gold reward" not in bare and "gold reward" in full
+
+
+@pytest.mark.parametrize("name", ["full", "bare"])
+def test_it_loads_without_errors_or_network(browser, pages, name):
+    browser.open(pages[name])
+    browser.run("more.click()")
+    requests = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in requests if not url.startswith("data:")] == [pages[name].as_uri()]
+    troubles = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+    assert [event for event in browser.events if event["method"] in troubles] == []
+    images = browser.run("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+    assert len(images) == (12 if name == "full" else 8)
+    assert all(images)
+
+
+def test_search_finds_prompts_by_dialogue_and_reply(page):
+    assert page.run("count.textContent") == "30 of 30 prompts, the first 20 shown"
+    search(page, "QUESTION 27")
+    assert shown(page) == [28]
+    assert page.run("count.textContent") == "1 of 30 prompts"
+    search(page, "grpo says grüße")
+    assert shown(page) == [3, 8, 13, 18, 23, 28]
+    search(page, "nowhere to be found")
+    assert shown(page) == []
+    assert page.run("count.textContent") == "0 of 30 prompts"
+    assert page.run("more.hidden")
+
+
+def test_more_shows_more(page):
+    assert shown(page) == list(range(1, 21))
+    page.run("more.focus(); more.click()")
+    assert shown(page) == list(range(1, 31))
+    assert page.run("more.hidden")
+    assert page.run("document.activeElement === list.children[20]")  # the keyboard goes on where the new ones begin
+
+
+def test_sort_orders_by_the_scores(page, pages):
+    root = pages["full"].parents[1]
+    scores = {name: read_jsonl(root / f"scores/{name}.jsonl") for name in ("base", *NAMES)}
+    keys = {"prompt order": list(range(PROMPTS))}
+    for name, rows in scores.items():
+        keys[f"proxy of {name}"] = [row["proxy"] for row in rows]
+        for measure in ("proxy", "gold") if name != "sft" else ():
+            differences = [a[measure] - b[measure] for a, b in zip(rows, scores["sft"], strict=True)]
+            keys[f"{measure}: {name} minus sft"] = differences
+    assert set(page.run("[...sort.options].map(option => option.value)")) == set(keys)
+    for (key, values), sign in itertools.product(keys.items(), (1, -1)):
+        order = "ascending" if sign == 1 else "descending"
+        page.run(f"sort.value = {key!r}; order.value = {order!r}; sort.dispatchEvent(new Event('input'))")
+        ranks = [(sign * value, i) for i, value in enumerate(values, 1)]  # of equals the first prompt comes first
+        assert shown(page) == [i for _, i in sorted(ranks)][:20], (key, order)
+
+
+def test_texts_are_shown_as_they_are(page, pages):
+    root = pages["full"].parents[1]
+    for i in range(len(NASTY)):
+        rows = {name: read_jsonl(root / f"scores/{name}.jsonl")[i] for name in ("base", *NAMES)}
+        article = f"list.children[{i}]"
+        texts = page.run(f"[...{article}.querySelectorAll('.text')].map(text => text.textContent)")
+        replies = [row["completion"].strip() or "(empty)" for row in rows.values()]
+        assert texts == [rows["sft"]["dialogue"].strip(), *replies]
+        scores = page.run(f"[...{article}.querySelectorAll('.reply .muted')].map(line => line.textContent)")
+        assert scores == [
+            f"proxy {row['proxy']:.2f} · gold {row['gold']:.0f}" + ("" if row["finished"] else " · cut off")
+            for row in rows.values()
+        ]
+        chips = page.run(f"[...{article}.querySelectorAll('.chips li')].map(chip => chip.textContent)")
+        won = ["1 : 0", "0.5 : 0.5", "0 : 1", "0.75 : 0.25"][i % 4]
+        assert set(chips) == {f"{a} {won} {b}" for b, a in itertools.combinations(NAMES, 2)}
+    assert page.run("document.querySelectorAll('b, #list img, #list script, img[src=x]').length") == 0
+    assert page.run("window.attacked === undefined")
+
+
+@pytest.mark.parametrize("name", ["full", "bare"])
+def test_it_fits_a_phone(browser, pages, name):
+    browser.resize(390)
+    browser.open(pages[name])
+    assert browser.run("innerWidth") == 390
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
+    assert browser.run(wide) > 0  # tables scroll in their own boxes
+
+
+def test_it_is_labelled(page):
+    assert page.run("[...document.querySelectorAll('input, select')].every(control => control.labels.length === 1)")
+    assert page.run("[...document.querySelectorAll('table')].every(table => table.caption.textContent)")
+    assert page.run("[...document.querySelectorAll('th')].every(cell => cell.scope)")
+    assert page.run("[...document.images].every(image => image.alt)")
+    levels = page.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(title => +title.tagName[1])")
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    links = page.run("[...document.links].map(link => document.getElementById(link.hash.slice(1)) !== null)")
+    assert links and all(links)

@@ -1,0 +1,418 @@
+"""The judge against a server that is fair, biased, broken or hostile: no failure ever becomes a verdict."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.__main__ import main
+from eval.config import read_jsonl
+from tests.judge_server import (
+    JudgeServer,
+    Reply,
+    always_first,
+    answer,
+    at_random,
+    error,
+    fair,
+    refusing,
+    replies,
+    slowly,
+    verdict,
+)
+
+KEY = "sk-very-secret-123"
+PROMPTS = 12
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("OPENAI_BASE_URL", "OPENAI_LOG", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_samples(tmp_path / "out", PROMPTS)
+
+
+@pytest.fixture
+def server():
+    with JudgeServer(fair) as server:
+        yield server
+
+
+@pytest.fixture
+def run_judge(monkeypatch, capsys):
+    """Run the command; returns exit code, last line of stdout, stderr. The key is never in what is left behind."""
+
+    def call(folder: Path, url: str | None, *options) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eval", "judge", *command(folder, url), *map(str, options)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        assert KEY not in out + err + everything(folder)
+        return code, out.strip().rpartition("\n")[2], err
+
+    return call
+
+
+@pytest.fixture
+def judge(folder, server, run_judge):
+    def call(*options, url: str | None = server.url) -> tuple[int, str, str]:
+        return run_judge(folder, url, *options)
+
+    return call
+
+
+def write_samples(folder: Path, prompts: int) -> Path:
+    """Replies of two policies and a third as `NAME=FOLDER`. ppo is good on even prompts, sft on every third."""
+    (folder / "samples").mkdir(parents=True)
+    good = {"sft": lambda i: i % 3 == 0, "ppo": lambda i: i % 2 == 0, "dpo": lambda i: True}
+    for name, is_good in good.items():
+        rows = [
+            {
+                "dialogue": f"\n\nHuman: {'long ' * 300}\n\nAssistant: yes?\n\nHuman: question {i}\n\nAssistant:",
+                "prompt": "as the model saw it",
+                "completion": f' a {"good" if is_good(i) else "poor"} {name}\'s "reply" {i} — ja\n',
+                "finished": True,
+            }
+            for i in range(prompts)
+        ]
+        (folder / "samples" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"output_dir": str(folder), "policies": ["sft", "ppo", "dpo=elsewhere"], "judge_pairs": ["ppo:sft"]}
+    (folder / "eval.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def command(folder: Path, url: str | None) -> list[str]:
+    return ["--config", str(folder / "eval.yaml"), *(["--base_url", url] if url else [])]
+
+
+def everything(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
+def verdicts(folder: Path) -> list[dict]:
+    return read_jsonl(folder / "judge" / "verdicts.jsonl")
+
+
+def verdicts_by_prompt(folder: Path) -> list[dict]:
+    return sorted(verdicts(folder), key=lambda row: row["prompt"])
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "judge" / "manifest.json").read_text())
+
+
+def truth(prompts: int = PROMPTS) -> list[dict]:
+    """What a fair judge says of ppo and sft, from how the samples were written."""
+    rows = []
+    for i in range(prompts):
+        ppo, sft = i % 2 == 0, i % 3 == 0
+        winner = "tie" if ppo == sft else "a" if ppo else "b"
+        score = {"a": 1.0, "tie": 0.5, "b": 0.0}[winner]
+        rows.append({"a": "ppo", "b": "sft", "prompt": i, "orders": [winner, winner], "score": score})
+    return rows
+
+
+def test_fair(judge, folder, server):
+    code, line, _ = judge()
+    assert code == 0
+    assert line == f"judge: 24 of 24 requests have a verdict; verdicts are in {folder}/judge/verdicts.jsonl"
+    assert verdicts(folder) == truth()
+    sample = read_jsonl(folder / "samples/ppo.jsonl")[3]
+    assert any(sample["dialogue"] in call.text and sample["completion"] in call.text for call in server.calls)
+    assert {call.authorization for call in server.calls} == {f"Bearer {KEY}"}
+
+    record = read_jsonl(folder / "judge/transcript.jsonl")[0]
+    assert record["request"] in [call.body for call in server.calls]
+    assert record["usage"] == {"input": 100, "output": 10} and record["failure"] is None
+    written = manifest(folder)
+    assert written["models_served"] == ["served-1"] and written["refused"] == [] and written["failures"] == {}
+    assert written["requests"] == {"sent": 24, "cached": 0} and written["tokens"] == {"input": 2400, "output": 240}
+
+    judge()
+    assert len(server.calls) == 24 and manifest(folder)["requests"] == {"sent": 0, "cached": 24}
+    assert verdicts(folder) == truth()
+
+    code, line, _ = judge("--judge_pairs", "ppo:sft", "dpo:sft", "sft:ppo", "--judge_prompts", 5)
+    assert len(server.calls) == 24 + 10 and line.startswith("judge: 30 of 30 ")
+
+
+@pytest.mark.parametrize(
+    "behaviour, scores", [(always_first, {0.5: 12}), (at_random, None), (lambda call: verdict("tie"), {0.5: 12})]
+)
+def test_position(behaviour, scores, judge, folder, server):
+    server.behaviour = behaviour
+    judge()
+    rows = verdicts(folder)
+    assert scores is None or Counter(row["score"] for row in rows) == scores
+    said = {(r["prompt"], r["order"]): r["verdict"] for r in read_jsonl(folder / "judge/transcript.jsonl")}
+    for row in rows:
+        assert row["orders"][0] == {"first": "a", "second": "b", "tie": "tie"}[said[row["prompt"], "ab"]]
+        assert row["orders"][1] == {"first": "b", "second": "a", "tie": "tie"}[said[row["prompt"], "ba"]]
+    if behaviour is always_first:
+        assert all(row["orders"] == ["a", "b"] for row in rows)
+
+
+HALF = json.dumps({"reason": "so it is", "verdict": "first"})[:-8]
+FAILURES = [
+    ("http 500", error(500)),
+    ("http 400", error(400, "the prompt is too long")),
+    ("rate limit", error(429)),
+    ("unparsable", answer("I'm sorry, I can't assist with that.")),
+    ("unparsable", answer("The first reply is better. Verdict: first")),
+    ("unparsable", answer("A")),
+    ("unparsable", answer('{"reason": "", "verdict": "First, I think"}')),
+    ("unparsable", answer('{"reason": "", "verdict": ["first"]}')),
+    ("unparsable", answer('["first"]')),
+    ("unparsable", answer('Here: {"reason": "", "verdict": "first"}')),
+    ("unparsable", answer(None)),
+    ("unparsable", answer("[" * 9999)),
+    ("unparsable", answer(HALF)),
+    ("cut off", answer(HALF, finish_reason="length")),
+    ("refusal", answer(None, refusal="I can't assist")),
+    ("refusal", answer('{"reason": "", "verdict": "first"}', finish_reason="content_filter")),
+    ("bad response", Reply(200, b'{"id": "1", "choices": [{"mess')),
+    ("bad response", Reply(200, b"<html>welcome</html>", {"Content-Type": "text/html"})),
+    ("bad response", Reply(200, {"choices": []})),
+    ("bad response", Reply(200, {"choices": "first", "usage": 3})),
+    ("connection", Reply(200, b'{"id"', length=999)),
+    ("timeout", None),
+]
+
+
+def test_failures_change_no_verdict(tmp_path, server, run_judge):
+    """A third of the requests fail, each in another way: they are counted, and the rest is as if they were not."""
+    prompts = 33
+    folder = write_samples(tmp_path / "out", prompts)
+
+    def number(text: str) -> int:
+        return 2 * int(re.search(r"question (\d+)", text)[1]) + ("ppo's" in replies(text)[1])
+
+    def behave(call):
+        if number(call.text) % 3:
+            return fair(call)
+        return FAILURES[number(call.text) // 3][1] or slowly(5)(call)
+
+    server.behaviour = behave
+    code, line, _ = run_judge(folder, server.url, "--retries", 0, "--timeout", 3)
+    kinds = Counter(kind for kind, _ in FAILURES)
+    assert code == 0 and line.startswith("judge: 44 of 66 requests have a verdict, 22 failed (unparsable 10, ")
+    assert manifest(folder)["failures"] == {"ppo:sft": kinds}
+    records = read_jsonl(folder / "judge/transcript.jsonl")
+    assert Counter(record["failure"] for record in records) == kinds | {None: 44}
+    # of every three prompts, two lost one order
+    assert verdicts_by_prompt(folder) == [row for row in truth(prompts) if row["prompt"] % 3 == 2]
+
+    server.behaviour, before = fair, len(server.calls)
+    run_judge(folder, server.url)
+    assert {number(call.text) for call in server.calls[before:]} == set(range(0, 66, 3))
+    assert len(server.calls) == before + 22 and manifest(folder)["failures"] == {}
+    assert verdicts_by_prompt(folder) == truth(prompts)
+
+
+def test_fence_and_retry_after(judge, folder, server):
+    def behave(call):
+        if call.earlier == 0:
+            return error(429, Retry_After="0.3")
+        content = fair(call).body["choices"][0]["message"]["content"]
+        return answer(f"```json\n{content}\n```\n")
+
+    server.behaviour = behave
+    start = time.perf_counter()
+    judge()
+    assert time.perf_counter() - start > 0.3
+    assert verdicts(folder) == truth() and len(server.calls) == 48
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_refused_parameters_are_left_out(structured, judge, folder, server):
+    server.behaviour = refusing("temperature", "response_format", structured=structured)
+    code, _, err = judge("--concurrency", 4)
+    assert code == 0 and verdicts(folder) == truth()
+    assert manifest(folder)["refused"] == ["response_format", "temperature"]
+    assert err.count("refuses temperature") == err.count("refuses response_format") == 1
+    assert len(server.calls) <= 24 + 2 * 4
+    judge()
+    assert manifest(folder)["refused"] == ["response_format", "temperature"]
+
+
+def test_killed_run_goes_on(judge, folder, server):
+    server.behaviour = slowly(0.3)
+    argv = [sys.executable, "-m", "eval", "judge", *command(folder, server.url), "--concurrency", "4"]
+    transcript = folder / "judge/transcript.jsonl"
+    run = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    while len(server.calls) < 12:
+        time.sleep(0.02)
+        assert run.poll() is None
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    with transcript.open("a") as file:
+        file.write('{"key": "half a li')
+    known = len(transcript.read_text().splitlines()) - 1
+    before = len(server.calls)
+    assert 4 <= known < 24 and before - known <= 4
+
+    server.behaviour = fair
+    judge("--concurrency", 4)
+    assert len(server.calls) - before == 24 - known
+    assert verdicts(folder) == truth() and len(read_jsonl(transcript)) == 24
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+@pytest.mark.parametrize(
+    "behaviour", [fair, lambda call: error(500), lambda call: error(429, Retry_After="60")], ids=["fair", "500", "429"]
+)
+def test_budget_of_requests(behaviour, concurrency, judge, folder, server):
+    server.behaviour = behaviour
+    budget = 1 if concurrency == 1 and behaviour is not fair else 9
+    start = time.perf_counter()
+    code, line, _ = judge("--budget_requests", budget, "--concurrency", concurrency)
+    assert time.perf_counter() - start < 5  # without waiting as long as Retry-After says
+    judged = 9 if behaviour is fair else 0
+    assert len(server.calls) == budget and code == 0
+    assert line.startswith(f"judge: {judged} of 24 requests have a verdict, {24 - judged} are left")
+    assert manifest(folder)["pending"] == 24 - judged
+
+    server.behaviour = fair
+    judge()
+    assert len(server.calls) == budget + 24 - judged and verdicts(folder) == truth()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--budget_tokens", 1000),
+        ("--budget_usd", 0.0021, "--usd_per_million_input", 2, "--usd_per_million_output", 1),
+    ],
+    ids=["tokens", "usd"],
+)
+def test_budget_of_tokens_and_money(options, judge, folder, server):
+    code, line, _ = judge(*options, "--concurrency", 2)
+    assert code == 0 and 10 <= len(server.calls) <= 11 and "run again to go on" in line
+    assert manifest(folder)["pending"] == 24 - len(server.calls)
+
+
+def test_budget_needs_usage(judge, server):
+    server.behaviour = lambda call: Reply(200, {name: v for name, v in fair(call).body.items() if name != "usage"})
+    assert judge()[0] == 0
+    code, _, err = judge("--budget_tokens", 1000, "--judge_model", "other", "--concurrency", 2)
+    assert code == 2 and "reports no usage" in err and len(server.calls) <= 24 + 3
+
+
+@pytest.mark.parametrize("status", [307, 401, 403, 404])
+def test_a_wrong_key_or_model_stops_the_run(status, judge, folder, server):
+    server.behaviour = lambda call: error(status, f"I know nothing of {call.authorization}")
+    code, _, err = judge("--concurrency", 2)
+    assert code == 2 and f"Error code: {status}" in err and "[OPENAI_API_KEY]" in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1 and "Traceback" not in err
+    assert len(server.calls) <= 3
+
+
+ECHOES = [
+    lambda call: error(500, call.authorization),
+    lambda call: Reply(500, call.authorization.encode(), {"Content-Type": "text/plain"}),
+    lambda call: error(400, call.authorization),
+    lambda call: answer(call.authorization),
+    lambda call: answer(json.dumps({"reason": call.authorization, "verdict": "first"})),
+    lambda call: answer(None, refusal=call.authorization),
+    lambda call: Reply(200, {"choices": call.authorization}),
+    lambda call: Reply(200, fair(call).body | {"model": call.authorization}),
+]
+
+
+def test_the_key_is_written_nowhere(judge, folder, server):
+    server.behaviour = lambda call: ECHOES[int(re.search(r"question (\d+)", call.text)[1])](call)
+    assert judge("--retries", 0, "--judge_prompts", len(ECHOES))[0] == 0  # this looks into all files and the output
+    records = read_jsonl(folder / "judge/transcript.jsonl")
+    assert all("Bearer [OPENAI_API_KEY]" in json.dumps(record) for record in records) and len(records) == 16
+
+
+def test_600_verdicts_in_20_seconds(tmp_path, server, monkeypatch, capsys):
+    folder = write_samples(tmp_path / "large", 100)
+    server.behaviour = slowly(0.3)
+    pairs = ["--judge_pairs", "ppo:sft", "dpo:sft", "dpo:ppo"]
+    monkeypatch.setattr(sys, "argv", ["eval", "judge", *command(folder, server.url), *pairs])
+    start = time.perf_counter()
+    main()
+    seconds = time.perf_counter() - start
+    with capsys.disabled():
+        print(f"\n600 verdicts of a server that takes 300 ms: {seconds:.1f} s")
+    assert len(server.calls) == 600 and len(verdicts(folder)) == 300
+    assert seconds < 20
+
+
+def test_dry_run_writes_nothing(judge, folder, server, monkeypatch):
+    prices = ("--usd_per_million_input", 2, "--usd_per_million_output", 8)
+    judge("--budget_requests", 4)
+    before = everything(folder)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    code, line, _ = judge("--dry_run", *prices, url=None)
+    assert code == 0 and line.startswith("judge: 20 of 24 requests are outstanding") and "10240 out" in line
+    assert "$" in line and everything(folder) == before and len(server.calls) == 4
+
+
+def test_without_a_judge(judge, folder, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    code, line, _ = judge(url=None)
+    assert code == 0 and line == "judge: no OPENAI_API_KEY and no base_url, so no judge ran"
+    assert manifest(folder) == {"judge": "none", "reason": "no OPENAI_API_KEY and no base_url"}
+    assert judge()[0] == 0  # a server of one's own may need no key
+    before = everything(folder)
+    judge("--judge", "none")
+    assert everything(folder) == before
+
+
+def test_gold(judge, folder, server, monkeypatch):
+    monkeypatch.setitem(sys.modules["eval.judge"].GOLD_RULES, "demo", lambda dialogue, completion: "good" in completion)
+    assert judge("--judge", "gold", "--gold_rule", "demo")[0] == 0
+    assert verdicts(folder) == truth() and not server.calls
+    assert manifest(folder)["model"] == "demo"
+    code, _, err = judge("--judge", "gold")
+    assert code == 2 and "gold_rule" in err
+
+
+def test_own_template(judge, folder, server, tmp_path):
+    template = tmp_path / "own.txt"
+    template.write_text("{{ dialogue }}|{{ first }}|{{ second }}")
+    server.behaviour = always_first
+    judge("--judge_template", template)
+    sample = read_jsonl(folder / "samples/ppo.jsonl")[0]
+    assert any(call.text.startswith(f"{sample['dialogue']}|{sample['completion']}|") for call in server.calls)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--judge_template", "nowhere.txt"], "nowhere.txt"),
+        (["--judge_template", "{{ first }"], "cannot be used"),
+        (["--judge_template", "{{ first }}"], "dialogue, first and second"),
+        (["--judge_pairs", "ppo:elsewhere"], "sft, ppo, dpo"),
+        (["--policies", "sft"], "no pair"),
+        (["--policies", "sft", "new", "--judge_pairs", "new:sft"], "run 'make samples' first"),
+    ],
+)
+def test_mistakes(options, words, judge, folder, tmp_path, server):
+    if "{{" in options[-1]:
+        (tmp_path / "own.txt").write_text(options[-1])
+        options = ["--judge_template", tmp_path / "own.txt"]
+    if options == ["--policies", "sft"]:
+        config = yaml.safe_load((folder / "eval.yaml").read_text())
+        (folder / "eval.yaml").write_text(yaml.safe_dump(config | {"judge_pairs": None}))
+    code, _, err = judge(*options)
+    assert code == 2 and words in err and err.count("\n") == 1
+    assert not (folder / "judge").exists() and not server.calls

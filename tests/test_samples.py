@@ -1,0 +1,89 @@
+"""Sampling: seeded, the same for all policies, and what a kill interrupts goes on as if it had not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eval.config import read_jsonl
+from eval.probes import load_probes, passes
+from rlhf_trl.errors import UserError
+from tests.conftest import ROOT, settings
+
+
+@pytest.fixture
+def untrained(world, tmp_path):
+    """A profile of two policies that nobody trained."""
+    policies = [f"sft={world / 'model'}", f"other={world / 'model'}"]
+    config = settings(tmp_path, "eval", world, policies=policies)
+    config.write_text(config.read_text() + f"base: {world / 'model'}\n")
+    return config
+
+
+def replies(folder) -> dict[str, list[dict]]:
+    return {
+        str(path.relative_to(folder / "samples")): read_jsonl(path) for path in (folder / "samples").rglob("*.jsonl")
+    }
+
+
+def test_the_seed_decides_and_nothing_else(run, untrained, tmp_path):
+    assert run("samples", "--config", untrained)[0] == 0
+    first = replies(tmp_path)
+    assert first["sft.jsonl"] == first["other.jsonl"] == first["base.jsonl"]
+    assert [row["index"] for row in first["sft.jsonl"]] == list(range(8))
+    best = first["best_of.jsonl"]
+    assert [row["dialogue"] for row in best[::4]] == [row["dialogue"] for row in first["sft.jsonl"][:4]]
+    assert len({row["completion"] for row in best[:4]}) > 1
+    eos = 0
+    assert all(row["finished"] == (row["completion_ids"][-1] == eos) for row in first["sft.jsonl"])
+
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples/**/*.jsonl")}
+    assert run("samples", "--config", untrained)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # nothing is sampled twice
+    assert run("samples", "--config", untrained, "--seed", "1")[0] == 0
+    assert replies(tmp_path)["sft.jsonl"] != first["sft.jsonl"]
+
+
+def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
+    options = ["--config", str(untrained), "--best_of", "200", "--batch_size", "10"]
+    assert run("samples", *options)[0] == 0
+    unbroken = replies(tmp_path)
+    for path in tmp_path.rglob("samples/**/*.json*"):
+        path.unlink()
+    command = [sys.executable, "-m", "eval", "samples", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    partial = tmp_path / "samples/best_of.jsonl.partial"
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.exists() and not (tmp_path / "samples/manifest.json").exists()
+    with partial.open("a") as file:
+        file.write('{"index": 3, "dia')  # a line cut off in the middle
+    assert len(read_jsonl(partial)) < 800
+    assert run("samples", *options)[0] == 0
+    assert replies(tmp_path) == unbroken
+    assert not partial.exists()
+
+
+def test_probes_are_checked(tmp_path):
+    probes = load_probes(str(ROOT / "configs/probes.yaml"))
+    assert {probe["group"] for probe in probes} == {"sycophancy", "out_of_distribution", "kept_abilities"}
+    by_prompt = {probe["prompt"]: probe for probe in probes}
+    total = by_prompt["\n\nHuman: What is 45 + 75?\n\nAssistant:"]
+    assert passes(total, " It is 120.") and not passes(total, " It is 1200.")
+    haiku = next(probe for probe in probes if "haiku" in probe["prompt"])
+    assert passes(haiku, "a\nb\n\nc\n") and not passes(haiku, "a\nb")
+    assert passes({"prompt": "", "contains": "4", "lacks": "5"}, "4, not 5") is False
+    assert passes({"prompt": ""}, "anything") is None
+    assert load_probes(None) == []
+    (tmp_path / "probes.yaml").write_text("group: [{prompt: Hi, contain: x}]")
+    with pytest.raises(UserError, match="no probe"):
+        load_probes(str(tmp_path / "probes.yaml"))
+    (tmp_path / "probes.yaml").write_text(json.dumps(["Hi"]))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_probes(str(tmp_path / "probes.yaml"))
