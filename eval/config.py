@@ -1,6 +1,5 @@
-"""The settings that the evaluation commands share, and the files they leave for each other."""
+"""The settings that the evaluation commands share."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,25 +108,3 @@ class JudgeConfig:
 
 
 CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSONL file; a last line that a killed process left half-written is not one."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(path.name + ".new")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

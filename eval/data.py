@@ -8,21 +8,21 @@ and lengths of every pair.
 """
 
 import itertools
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from statsmodels.stats.weightstats import DescrStatsW
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eval import figures, stats
-from eval.config import CONFIGS, write_json
+from eval.config import CONFIGS
+from eval.files import render, replaced, write_json
 from rlhf_trl.config import parse
-from rlhf_trl.data import SPLITS, TURN, DataConfig, load_split, prompt_key, render
+from rlhf_trl.data import SPLITS, TURN, DataConfig, load_split, prompt_key
+from rlhf_trl.data import render as render_row
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
 
@@ -64,32 +64,24 @@ def main() -> None:
         "overlaps": overlaps(keys),
     }
 
-    staging = folder.with_name("data.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    pd.concat(frames, names=["split", "row"]).to_csv(staging / "pairs.csv")
     quantities = {
         "prompt (tokens)": lambda frame: frame["prompt_tokens"],
         "chosen reply (tokens)": lambda frame: frame["chosen_tokens"],
         "rejected reply (tokens)": lambda frame: frame["rejected_tokens"],
         "chosen minus rejected (tokens)": lambda frame: frame["chosen_tokens"] - frame["rejected_tokens"],
     }
-    figures.histograms(
-        {title: {name: get(frame) for name, frame in frames.items()} for title, get in quantities.items()},
-        staging / "lengths",
-    )
-    write_json(staging / "data.json", summary)
-    environment = Environment(loader=PackageLoader("eval", "templates"), undefined=StrictUndefined, trim_blocks=True)
-    text = environment.get_template("DATA.md").render(data=summary, lengths=LENGTHS)
-    (staging / "DATA.md").write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    panels = {title: {name: get(frame) for name, frame in frames.items()} for title, get in quantities.items()}
+    with replaced(folder) as staging:
+        pd.concat(frames, names=["split", "row"]).to_csv(staging / "pairs.csv")
+        figures.histograms(panels, staging / "lengths")
+        write_json(staging / "data.json", summary)
+        (staging / "DATA.md").write_text(render("DATA.md", data=summary, lengths=LENGTHS), encoding="utf-8")
     print(f"What the data holds is in {folder / 'DATA.md'}")
 
 
 def measure(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """Subset, human turns and lengths in tokens of each row, as `build_dataset` makes them: replies end in eos."""
-    rendered = [render(row, tokenizer) for row in rows]
+    rendered = [render_row(row, tokenizer) for row in rows]
     first_turns = [TURN.split(row["prompt"])[2].strip() for row in rows]
     return pd.DataFrame(
         {

@@ -22,7 +22,8 @@ from typing import NamedTuple
 from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
-from eval.config import CONFIGS, GOLD_RULES, JudgeConfig, write_json, write_jsonl
+from eval.config import CONFIGS, GOLD_RULES, JudgeConfig
+from eval.files import write_json, write_jsonl
 from eval.server import VERDICTS, BudgetSpent, Server, parameters, usd
 from rlhf_trl.config import parse
 from rlhf_trl.errors import UserError

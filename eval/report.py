@@ -11,11 +11,10 @@ import base64
 import shutil
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from eval import figures
-from eval.config import CONFIGS, EvalConfig, read_jsonl, write_json
-from eval.summary import MISSING, claims, column, summarise
+from eval.config import CONFIGS, EvalConfig
+from eval.files import read_jsonl, render, replaced, write_json
+from eval.summary import claims, column, summarise
 from rlhf_trl.config import parse
 
 
@@ -32,33 +31,22 @@ def write_report(config: EvalConfig) -> Path:
     """
     root = Path(config.output_dir)
     summary = summarise(root, config)
-    report, staging = root / "report", root / "report.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    write_json(staging / "summary.json", summary)
-    captions = draw(summary, root, config, staging)
+    report = root / "report"
     unbeaten, sentences = claims(summary["comparisons"])
-    environment = Environment(
-        loader=PackageLoader("eval", "templates"),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}"}
-    context = {
-        "summary": summary,
-        "unbeaten": unbeaten,
-        "sentences": sentences,
-        "missing": {name: MISSING[name] for name in summary["missing"]},
-        "figures": captions,
-    }
-    (staging / "ANALYSIS.md").write_text(environment.get_template("ANALYSIS.md").render(context), encoding="utf-8")
-    context["images"] = {stem: _data_uri(staging / f"{stem}.svg") for stem in captions}
-    context["prompts"] = side_by_side(root, list(summary["policies"]))
-    (staging / "report.html").write_text(environment.get_template("report.html").render(context), encoding="utf-8")
-    shutil.rmtree(report, ignore_errors=True)
-    staging.rename(report)
+    with replaced(report) as staging:
+        write_json(staging / "summary.json", summary)
+        captions = draw(summary, root, config, staging)
+        context = {
+            "summary": summary,
+            "unbeaten": unbeaten,
+            "sentences": sentences,
+            "missing": summary["missing"],
+            "figures": captions,
+            "images": {stem: _data_uri(staging / f"{stem}.svg") for stem in captions},
+            "prompts": side_by_side(root, list(summary["policies"])),
+        }
+        for page in ("ANALYSIS.md", "report.html"):
+            (staging / page).write_text(render(page, **context), encoding="utf-8")
     return report
 
 
@@ -81,13 +69,18 @@ def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[st
         captions["optimisation"] = (
             "Over-optimisation: reward along training and along best-of-n, against the root of the KL"
         )
-    copies = {f"{name}_curves": Path(run) / "curves" for name, run in _runs(config).items()}
-    copies |= {name: root / "reward-model" / name for name in ("reward_distributions", "reliability")}
-    for stem, source in copies.items():
+    card = root / "reward-model"
+    copies = {
+        "reward_distributions": (card / "reward_distributions", "Scores of chosen and rejected replies"),
+        "reliability": (card / "reliability", "How often the reward model is right, by how sure it is"),
+    }
+    for name, run in ({"reward": config.reward_model_folder} | config.folders).items():
+        copies[f"{name}_curves"] = (Path(run) / "curves", f"Training curves of {name}")
+    for stem, (source, caption) in copies.items():
         if source.with_suffix(".svg").exists():
             for suffix in (".png", ".svg"):
                 shutil.copy(source.with_suffix(suffix), folder / f"{stem}{suffix}")
-            captions[stem] = stem.replace("_", " ").capitalize()
+            captions[stem] = caption
     return captions
 
 
@@ -106,17 +99,6 @@ def side_by_side(root: Path, names: list[str]) -> list[dict]:
         }
         for i, row in enumerate(rows[names[0]])
     ]
-
-
-def _runs(config: EvalConfig) -> dict[str, str]:
-    return {"reward": config.reward_model_folder} | config.folders
-
-
-def _interval(estimate: dict | None, digits: int = 2) -> str:
-    if estimate is None:
-        return "none"
-    mean = estimate.get("mean", estimate.get("diff"))
-    return f"{mean:.{digits}f} [{estimate['ci'][0]:.{digits}f}, {estimate['ci'][1]:.{digits}f}]"
 
 
 def _data_uri(path: Path) -> str:

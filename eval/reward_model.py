@@ -8,7 +8,6 @@ Any model with one score per sequence will do, full or a PEFT adapter. Writes to
 `reward_distributions` and `reliability` as .png and .svg.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from scipy.special import expit
 from scipy.stats import pearsonr, rankdata
@@ -24,7 +22,8 @@ from statsmodels.regression.linear_model import OLS
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import figures, stats
-from eval.config import CONFIGS, write_json, write_jsonl
+from eval.config import CONFIGS
+from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from rlhf_trl.config import parse
 from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_split, load_tokenizer
@@ -96,18 +95,14 @@ def main() -> None:
 
     # Write
     folder = root / "reward-model"
-    staging = folder.with_name("reward-model.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    write_json(staging / "card.json", card)
-    write_jsonl(staging / "pairs.jsonl", rows)
-    write_jsonl(staging / "errors.jsonl", errors)
     margins = {"pairs": scores["chosen"] - scores["rejected"]}
-    figures.histograms({"score": scores, "chosen minus rejected": margins}, staging / "reward_distributions")
-    figures.reliability(card["reliability"], staging / "reliability")
-    environment = Environment(loader=PackageLoader("eval", "templates"), undefined=StrictUndefined, trim_blocks=True)
-    (staging / "CARD.md").write_text(environment.get_template("CARD.md").render(card=card), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with replaced(folder) as staging:
+        write_json(staging / "card.json", card)
+        write_jsonl(staging / "pairs.jsonl", rows)
+        write_jsonl(staging / "errors.jsonl", errors)
+        figures.histograms({"score": scores, "chosen minus rejected": margins}, staging / "reward_distributions")
+        figures.reliability(card["reliability"], staging / "reliability")
+        (staging / "CARD.md").write_text(render("CARD.md", card=card), encoding="utf-8")
     print(f"The reward model's card is {folder / 'CARD.md'}")
 
 

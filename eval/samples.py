@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.config import CONFIGS, EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.config import CONFIGS, EvalConfig
+from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes
 from rlhf_trl.config import parse
 from rlhf_trl.data import build_dataset, fingerprint, load_tokenizer, render_prompt

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from eval.config import CONFIGS, GOLD_RULES, EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.config import CONFIGS, GOLD_RULES, EvalConfig
+from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes, passes
 from eval.samples import batches, log_probabilities
 from rlhf_trl.config import parse

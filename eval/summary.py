@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from eval import stats
-from eval.config import EvalConfig, read_jsonl
+from eval.config import EvalConfig
+from eval.files import read_jsonl
 from rlhf_trl.errors import UserError
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,9 +22,11 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     """The content of `summary.json`. Estimates are dicts of `mean` and `ci`, differences of `diff` and `ci`.
 
     Raises:
-        UserError: nothing was scored yet.
+        UserError: nothing was scored yet, or there is nothing to compare.
     """
     names = list(config.folders)
+    if len(names) < 2:
+        raise UserError("a report compares two policies or more; name them in policies")
     reference = names[0]
     scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in ("base", *names)}
     scores = {name: rows for name, rows in scores.items() if rows}
@@ -56,7 +59,9 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     for name in names:
         summary["policies"][name]["train"] = (manifests[name] or {}).get("train")
     summary["flags"] = _flags(summary)
-    summary["missing"] = [name for name in MISSING if not summary[name]]
+    summary["missing"] = {name: text for name, text in MISSING.items() if not summary[name]}
+    if not judge and (manifest := _read(root / "judge" / "manifest.json")) and "reason" in manifest:
+        summary["missing"]["judge"] += f" ({manifest['reason']})"
     return summary
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 
 from eval import __main__ as command
-from eval.config import read_jsonl
+from eval.files import read_jsonl
 from eval.metrics import PairwiseAccuracy, WinRate, expected_calibration_error, reliability, temperature
 from eval.reward_model import analyse, deciles, macro, patterns, spearman
 

@@ -96,6 +96,13 @@ def test_eval_prompts_equal_up_to_whitespace_are_dropped(tmp_path):
     assert dropped["prompt also in the train split"] == 1
 
 
+def test_a_test_set_needs_no_train_set(tmp_path):
+    config = write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five.")], "test")
+    assert len(load_split(config, "eval")[0]) == 1
+    with pytest.raises(UserError, match=r"holds no train\.jsonl"):
+        load_split(config, "sft")
+
+
 def test_chat_models_get_their_template_and_others_plain_text(world):
     from transformers import AutoTokenizer
 

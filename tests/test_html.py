@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from eval import figures, stats
-from eval.config import EvalConfig, read_jsonl, write_json, write_jsonl
+from eval.config import EvalConfig
+from eval.files import read_jsonl, write_json, write_jsonl
 from eval.report import write_report
 from tests.browser import Browser, find
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.config import read_jsonl
+from eval.files import read_jsonl
 from tests.judge_server import (
     JudgeServer,
     Reply,

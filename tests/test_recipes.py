@@ -10,7 +10,7 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from eval.config import read_jsonl
+from eval.files import read_jsonl
 from rlhf_trl.rewards import load_reward_model, score
 from tests.conftest import RECIPES, settings
 
@@ -149,7 +149,7 @@ def test_evaluation_and_report(chain, run, world):
 
     summary = json.loads((folder / "report/summary.json").read_text())
     assert set(summary) >= {"profile", "seed", "machine", "versions", "reward_model", "policies"}
-    assert summary["missing"] == []
+    assert summary["missing"] == {}
     for name, policy in summary["policies"].items():
         proxy = [row["proxy"] for row in scores[name]]
         assert policy["proxy_reward"]["mean"] == pytest.approx(sum(proxy) / 8)
@@ -160,6 +160,19 @@ def test_evaluation_and_report(chain, run, world):
     assert f"{summary['policies']['ppo']['proxy_reward']['mean']:.2f} [" in text
     for stem in ("comparisons", "reward_kl", "rewards", "win_rates", "optimisation", "ppo_curves", "reliability"):
         assert (folder / f"report/{stem}.png").exists() and (folder / f"report/{stem}.svg").exists()
+
+
+def test_any_two_policies_can_be_compared(chain, run, world, tmp_path):
+    folder, _ = chain
+    config = settings(tmp_path, "eval", world, curve_prompts=0)
+    policies = [f"start={folder / 'sft'}", f"tuned={folder / 'ppo'}"]
+    code, out, _ = run("compare", *policies, "--config", config, "--reward_model", folder / "reward")
+    assert code == 0
+    assert out.strip().splitlines()[-1].endswith("compare/start-tuned/report/ANALYSIS.md")
+    summary = json.loads((tmp_path / "compare/start-tuned/report/summary.json").read_text())
+    assert [(c["a"], c["b"]) for c in summary["comparisons"]] == [("tuned", "start")]
+    assert run("compare", policies[0], "--config", config)[0] == 2
+    assert run("compare", *policies, "--config", config)[0] == 2  # no reward model
 
 
 def test_a_run_that_dies_leaves_no_run_folder_and_a_finished_one_alone(world, tmp_path, monkeypatch, run):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from eval import stats
-from eval.config import EvalConfig, write_json, write_jsonl
+from eval.config import EvalConfig
+from eval.files import write_json, write_jsonl
 from eval.report import write_report
 from eval.summary import claims, compare, summarise
 from rlhf_trl.errors import UserError

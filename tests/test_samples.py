@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from eval.config import read_jsonl
+from eval.files import read_jsonl
 from eval.probes import load_probes, passes
 from rlhf_trl.errors import UserError
 from tests.conftest import ROOT, settings
