@@ -60,12 +60,16 @@ def sign_test(scores: np.ndarray) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def smallest_detectable(n: int, power: float = 0.8) -> float | None:
-    """The smallest win rate that an exact sign test of n prompts at 5% shows with the given power; None if none."""
-    lost = binom.ppf(0.025, n, 0.5) - 1  # at most so many losses are significant
-    rates = np.arange(0.5, 1, 0.005)
-    shown = rates[binom.cdf(lost, n, 1 - rates) >= power]
-    return float(shown[0]) if len(shown) else None
+def smallest_detectable(n: int, ties: int = 0, power: float = 0.8) -> float | None:
+    """The smallest win rate over n prompts that an exact sign test at 5% shows with the given power; None if none.
+
+    Only decided prompts count in the test, but ties pull the win rate towards one half.
+    """
+    decided = n - ties
+    lost = binom.ppf(0.025, decided, 0.5) - 1  # at most so many losses are significant
+    shares = np.arange(0.5, 1, 0.005)
+    shown = shares[binom.cdf(lost, decided, 1 - shares) >= power]
+    return 0.5 + float(shown[0] - 0.5) * decided / n if len(shown) else None
 
 
 def smallest_difference(differences: np.ndarray, power: float = 0.8) -> float:

@@ -192,7 +192,7 @@ def _judge(root: Path, scores: dict[str, list[dict]], seed: int) -> dict | None:
                 "length_controlled": estimate(stats.length_controlled(won, longer)),
                 "kappa": estimate(stats.kappa(np.sign(won - 0.5), np.sign(margin))),
                 "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in verdicts])),
-                "detectable": stats.smallest_detectable(len(won) - ties),
+                "detectable": stats.smallest_detectable(len(won), ties),
                 "p": stats.sign_test(won),
             }
         )

@@ -64,7 +64,7 @@ def made_up_run(root: Path, full: bool) -> Path:
             for i in range(20)
         ]
         write_jsonl(root / "judge/verdicts.jsonl", verdicts)
-        manifest = {"judge": "openai", "model": "m", "failures": {f"{a}:{b}": {} for a, b in pairs}, "pending": 0}
+        manifest = {"judge": "openai", "model": "m", "failures": {"ppo:sft": {"unparsable": 2}}, "pending": 1}
         write_json(root / "judge/manifest.json", manifest)
         best = [row(rng, i // 4, "sft", full, i) for i in range(40)]
         write_jsonl(root / "scores/best_of.jsonl", best)
@@ -72,7 +72,9 @@ def made_up_run(root: Path, full: bool) -> Path:
             write_jsonl(root / f"scores/checkpoints/{name}-6.jsonl", [row(rng, i, name, full, i) for i in range(10)])
         for name in ("base", *NAMES):
             write_jsonl(root / f"scores/probes/{name}.jsonl", [{"group": "kept_abilities", "passed": True}])
-        write_json(root / "reward-model/card.json", {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90})
+        baselines = {name: {"accuracy": 0.5} for name in ("pick_longer", "pick_shorter")}
+        card = {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90, "log_loss": 0.6, "ece": 0.1, "length": baselines}
+        write_json(root / "reward-model/card.json", card)
         write_json(root / "data/data.json", {"rows": 5})
         for stem, suffix in itertools.product(("reward_distributions", "reliability"), (".svg", ".png")):
             (root / f"reward-model/{stem}{suffix}").write_text(SVG)

@@ -51,8 +51,8 @@ def made_up_run(root, seed: int, prompts: int, ppo_wins: float, stages=("judge",
             for orders in [["a" if gold[a][i] > gold[b][i] else "b" if gold[a][i] < gold[b][i] else "tie"] * 2]
         ]
         write_jsonl(root / "judge/verdicts.jsonl", verdicts)
-        failures = {f"{a}:{b}": {} for a, b in pairs}
-        write_json(root / "judge/manifest.json", {"judge": "gold", "failures": failures, "pending": 0})
+        failures = {"ppo:sft": {"unparsable": 5 * seed}}
+        write_json(root / "judge/manifest.json", {"judge": "gold", "failures": failures, "pending": 11 * seed})
     if "optimisation" in stages:
         best = [row(rng, i // 4, float(rng.random() < 0.5), index=i) for i in range(12 * seed)]
         write_jsonl(root / "scores/best_of.jsonl", best)
@@ -63,8 +63,10 @@ def made_up_run(root, seed: int, prompts: int, ppo_wins: float, stages=("judge",
             probes = [{"group": "g", "passed": bool(rng.random() < 0.5)} for _ in range(5 + seed)]
             write_jsonl(root / f"scores/probes/{name}.jsonl", probes)
     if "cards" in stages:
-        accuracy = {"accuracy": 0.6 + seed / 100, "ci": [0.5 + seed / 100, 0.7 + seed / 100], "n": 90 + seed}
-        write_json(root / "reward-model/card.json", accuracy)
+        card = {"accuracy": 0.6 + seed / 100, "ci": [0.5 + seed / 100, 0.7 + seed / 100], "n": 90 + seed}
+        card |= {"log_loss": 0.6 + seed / 50, "ece": seed / 70}
+        card["length"] = {"pick_longer": {"accuracy": seed / 9}, "pick_shorter": {"accuracy": seed / 8}}
+        write_json(root / "reward-model/card.json", card)
         write_json(root / "data/data.json", {"rows": 5})
     return EvalConfig(output_dir=str(root), policies=NAMES, reward_model=str(root / "reward"), seed=seed)
 

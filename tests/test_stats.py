@@ -66,6 +66,7 @@ def test_intervals_of_paired_differences_cover(monkeypatch, shape):
 def test_power():
     """evaluation.md's table: 100 prompts detect 65%, 200 detect 60%, 805 detect 55% (by steps of half a percent)."""
     assert [stats.smallest_detectable(n) for n in (100, 200, 805)] == pytest.approx([0.65, 0.605, 0.55])
+    assert stats.smallest_detectable(200, ties=100) == pytest.approx(0.5 + 0.15 / 2)
     assert stats.smallest_detectable(5) is None
     differences = np.random.default_rng(0).normal(0, 1, 400)
     assert stats.smallest_difference(differences) == pytest.approx(2.8 * differences.std() / 20, rel=0.01)
