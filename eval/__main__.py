@@ -1,7 +1,12 @@
-"""Evaluate trained policies under matched conditions.
+"""Evaluate trained policies under matched conditions. The commands, each with --config configs/PROFILE/eval.yaml:
 
-    python -m eval score --config configs/gpt2/eval.yaml     sample every policy and score the replies
-    python -m eval report --config configs/gpt2/eval.yaml    write ANALYSIS.md and summary.json
+    data          what the data hold
+    reward-model  the card of a reward model
+    samples       replies of all policies to the same prompts
+    score         reward, true rule and KL of the replies
+    judge         the replies compared pair by pair
+    report        ANALYSIS.md, report.html and summary.json from all of that
+    compare       the last four for any policies: compare NAME=FOLDER NAME=FOLDER ...
 
 Options of a command: python -m eval COMMAND --help
 """
