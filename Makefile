@@ -95,7 +95,7 @@ $(OUT)/data/data.json: $(CONFIG)/eval.yaml $(DEMO) | $(INSTALLED)
 $(OUT)/reward-model/card.json: $(CONFIG)/eval.yaml $(OUT)/reward/manifest.json | $(INSTALLED)
 	$(call evaluate,reward-model) $(call args,eval-reward)
 
-$(OUT)/samples/manifest.json: $(CONFIG)/eval.yaml $(POLICIES) | $(INSTALLED)
+$(OUT)/samples/manifest.json: $(CONFIG)/eval.yaml $(wildcard configs/probes.yaml $(CONFIG)/probes.yaml) $(POLICIES) | $(INSTALLED)
 	$(call evaluate,samples) $(call args,samples)
 
 $(OUT)/scores/manifest.json: $(OUT)/samples/manifest.json $(OUT)/reward/manifest.json

@@ -25,7 +25,9 @@ class EvalConfig:
     )
     base: str | None = field(
         default=None,
-        metadata={"help": "The untouched base model, shown beside the policies. By default what the reference is of."},
+        metadata={
+            "help": "The untouched base model, shown beside. By default what the profile's reference was made of."
+        },
     )
     reward_model: str | None = field(
         default=None, metadata={"help": "Reward model folder. By default reward in output_dir."}
@@ -49,9 +51,9 @@ class EvalConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "best_of", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1")
+        for name, least in {"prompts": 2, "best_of": 1, "max_new_tokens": 1, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}")
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")
 
@@ -80,6 +82,10 @@ class JudgeConfig:
         default=None, metadata={"help": "Pairs to judge, as ppo:sft. All pairs of policies by default."}
     )
     judge_prompts: int = field(default=100, metadata={"help": "Prompts a pair; each is judged in both orders."})
+    judge_checkpoints: bool = field(
+        default=False,
+        metadata={"help": "Also judge every checkpoint against the reference, for the over-optimisation curves."},
+    )
     judge_template: str | None = field(
         default=None, metadata={"help": "jinja2 file that makes the request from dialogue, first and second."}
     )

@@ -49,7 +49,7 @@ def comparisons(pairs: list[dict], stem: Path) -> None:
     figure = Figure(figsize=(6, 0.8 + 0.35 * len(pairs)), layout="constrained")
     axis = figure.subplots()
     for line, pair in enumerate(reversed(pairs)):
-        fill = "C0" if pair["p_holm"] < 0.05 else "white"
+        fill = "C0" if pair["better"] else "white"
         axis.errorbar(pair["mean"], line, xerr=_bars([pair]), fmt="o", color="C0", markerfacecolor=fill, capsize=3)
     axis.axvline(pairs[0]["equal"], color="grey", linestyle="--")
     axis.set_yticks(range(len(pairs)), [f"{pair['a']} against {pair['b']}" for pair in reversed(pairs)])
@@ -93,18 +93,24 @@ def win_rates(pairs: list[dict], stem: Path) -> None:
     save(figure, stem)
 
 
-def optimisation(curves: dict[str, dict], stem: Path) -> None:
-    """Proxy and, if there is one, gold reward along each curve's points, against the root of the KL."""
-    measures = [m for m in ("proxy", "gold") if all(m in curve["points"][0] for curve in curves.values())]
+def optimisation(curves: dict[str, list[dict]], truth: str, stem: Path) -> None:
+    """Proxy and, where there is one, true preference along each curve's points, against the root of the KL."""
+    measures = [m for m in ("proxy", truth) if any(point[m] for points in curves.values() for point in points)]
     figure = Figure(figsize=(4.5 * len(measures), 3.6), layout="constrained")
     for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False).flat, measures, strict=True):
-        for name, curve in curves.items():
-            x, y = [p["sqrt_kl"] for p in curve["points"]], [p[measure] for p in curve["points"]]
-            line = "--" if name == "best_of_n" else "-"
-            axis.errorbar(x, [e["mean"] for e in y], yerr=_bars(y), fmt=f"o{line}", capsize=2, label=name, markersize=3)
-        axis.set(xlabel="square root of the KL (nats)", ylabel=f"{measure} reward")
+        for name, points in curves.items():
+            known = [point for point in points if point[measure] and point["sqrt_kl"] is not None]
+            if known:
+                x, y = [point["sqrt_kl"] for point in known], [point[measure] for point in known]
+                line = "--" if name == "best_of_n" else "-"
+                means = [e["mean"] for e in y]
+                axis.errorbar(x, means, yerr=_bars(y), fmt=f"o{line}", capsize=2, label=name, markersize=3)
+        axis.set(xlabel="square root of the KL (nats)", ylabel=LABELS[measure])
         axis.legend(fontsize="small")
     save(figure, stem)
+
+
+LABELS = {"proxy": "proxy reward", "gold": "gold reward", "judge": "judge's score against the reference"}
 
 
 def _bars(estimates: list[dict]) -> np.ndarray:

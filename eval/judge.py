@@ -49,25 +49,31 @@ def main() -> None:
     pairs = choose_pairs(list(config.folders), judge.judge_pairs)
     transcript = Transcript(folder / "transcript.jsonl")
     key = read_key()
-    if judge.judge == "none" or (judge.judge == "openai" and not (key or judge.base_url or judge.dry_run)):
-        reason = "set to none" if judge.judge == "none" else "no OPENAI_API_KEY and no base_url"
-        if not (transcript.records or (folder / "verdicts.jsonl").exists() or judge.dry_run):
-            write_json(folder / "manifest.json", {"judge": "none", "reason": reason})
-        print(f"judge: {reason}, so no judge ran")
-        return
-
-    samples = read_samples(Path(config.output_dir) / "samples", pairs, judge.judge_prompts)
+    samples_folder = Path(config.output_dir) / "samples"
+    if judge.judge_checkpoints:
+        reference, *others = config.folders
+        files = sorted((samples_folder / "checkpoints").glob("*.jsonl"))
+        pairs += [(f"checkpoints/{f.stem}", reference) for f in files if f.stem.rpartition("-")[0] in others]
+    samples = read_samples(samples_folder, pairs, judge.judge_prompts)
     requests = make_requests(samples, pairs, template, judge)
     records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
     missing = {request.key: request for request in requests if not records[request.key].get("verdict")}
     if judge.dry_run:
         print(estimate(judge, missing.values(), len(requests)))
         return
+    can_ask = key or judge.base_url
+    nothing = judge.judge == "openai" and not can_ask and all(request.key in missing for request in requests)
+    if judge.judge == "none" or nothing:
+        reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
+        (folder / "verdicts.jsonl").unlink(missing_ok=True)  # of other replies; the transcript stays
+        write_json(folder / "manifest.json", {"judge": "none", "reason": reason})
+        print(f"judge: {reason}, so no judge ran")
+        return
 
     manifest = {
         "judge": judge.judge,
         "pairs": [f"{a}:{b}" for a, b in pairs],
-        "prompts": len(requests) // (2 * len(pairs)),
+        "prompts": max(map(len, samples.values())),
         "seed": config.seed,
     }
     if judge.judge == "gold":
@@ -75,7 +81,8 @@ def main() -> None:
     else:
         cached = sum(request.key not in missing for request in requests)
         server = Server(judge, key)
-        asyncio.run(ask_all(server, missing.values(), transcript))
+        if can_ask:
+            asyncio.run(ask_all(server, missing.values(), transcript))
         used = [record for request in requests if (record := records[request.key]).get("verdict")]
         manifest |= {
             "model": judge.judge_model,
@@ -136,7 +143,7 @@ def read_key() -> str:
 
 
 def read_samples(folder: Path, pairs: list[tuple[str, str]], prompts: int) -> dict[str, list[dict]]:
-    """The first `prompts` rows of each policy in `pairs`, or as many as there are.
+    """The first `prompts` rows of each policy in `pairs`, or as many as there are; checkpoints may have fewer.
 
     Raises:
         UserError: a file is missing, or they are not of the same prompts.
@@ -148,7 +155,8 @@ def read_samples(folder: Path, pairs: list[tuple[str, str]], prompts: int) -> di
             raise UserError(f"{path} is missing; run 'make samples' first")
         with path.open(encoding="utf-8") as lines:
             samples[name] = [json.loads(line) for line in itertools.islice(lines, prompts)]
-    if len({tuple(row["dialogue"] for row in rows) for rows in samples.values()}) > 1:
+    dialogues = [row["dialogue"] for row in max(samples.values(), key=len)]
+    if any([row["dialogue"] for row in rows] != dialogues[: len(rows)] for rows in samples.values()):
         raise UserError(f"the files in {folder} are not of the same prompts; run 'make samples' again")
     return samples
 
@@ -158,9 +166,12 @@ def make_requests(
 ) -> list[Request]:
     """Both orders of every pair on every prompt; prompt by prompt, so that a budget cuts all pairs alike."""
     render = Environment().from_string(template).render
-    settings = [judge.judge_model, judge.judge_temperature, judge.judge_max_tokens]
+    settings = [judge.base_url, judge.judge_model, judge.judge_temperature, judge.judge_max_tokens]
     requests = []
-    for prompt, (a, b), order in itertools.product(range(len(samples[pairs[0][0]])), pairs, ("ab", "ba")):
+    longest = max(map(len, samples.values()))
+    for prompt, (a, b), order in itertools.product(range(longest), pairs, ("ab", "ba")):
+        if prompt >= min(len(samples[a]), len(samples[b])):
+            continue
         first, second = (samples[name][prompt] for name in ((a, b) if order == "ab" else (b, a)))
         text = render(dialogue=first["dialogue"], first=first["completion"], second=second["completion"])
         key = hashlib.sha256(json.dumps([*settings, text]).encode()).hexdigest()
@@ -281,5 +292,5 @@ def publish(folder: Path, requests: list[Request], records: dict[str, dict], man
     kinds = ", ".join(f"{kind} {count}" for kind, count in failed.most_common())
     line = f"judge: {judged} of {len(requests)} requests have a verdict"
     line += f", {failed.total()} failed ({kinds})" if failed else ""
-    line += f", {pending} are left as the budget is spent (run again to go on)" if pending else ""
+    line += f", {pending} are left (run again to go on)" if pending else ""
     print(f"{line}; verdicts are in {folder / 'verdicts.jsonl'}")

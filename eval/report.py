@@ -64,16 +64,13 @@ def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[st
     if summary["judge"]:
         figures.win_rates(summary["judge"]["pairs"], folder / "win_rates")
         captions["win_rates"] = "Win rate of the row against the column, both orders judged"
-    if summary["optimisation"]:
-        figures.optimisation(summary["optimisation"]["curves"], folder / "optimisation")
-        captions["optimisation"] = (
-            "Over-optimisation: reward along training and along best-of-n, against the root of the KL"
-        )
+    figures.optimisation(summary["optimisation"]["curves"], summary["optimisation"]["truth"], folder / "optimisation")
+    captions["optimisation"] = "Reward along training and along best-of-n, against the root of the KL"
     card = root / "reward-model"
-    copies = {
-        "reward_distributions": (card / "reward_distributions", "Scores of chosen and rejected replies"),
-        "reliability": (card / "reliability", "How often the reward model is right, by how sure it is"),
-    }
+    copies = {}
+    if summary["reward_model"]:
+        copies["reward_distributions"] = (card / "reward_distributions", "Scores of chosen and rejected replies")
+        copies["reliability"] = (card / "reliability", "How often the reward model is right, by how sure it is")
     for name, run in ({"reward": config.reward_model_folder} | config.folders).items():
         copies[f"{name}_curves"] = (Path(run) / "curves", f"Training curves of {name}")
     for stem, (source, caption) in copies.items():

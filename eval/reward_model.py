@@ -51,7 +51,7 @@ class PadConfig:
 def main() -> None:
     data_config, config, _, padding = parse(__doc__, *CONFIGS, PadConfig)
     root = Path(config.output_dir)
-    source = config.reward_model or str(root / "reward")
+    source = config.reward_model_folder
     check_reward_model(source)
     tokenizer = load_tokenizer(source, padding.pad_token)
     pairs, left_out = load_held_out(data_config, tokenizer, config.seed)

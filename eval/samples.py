@@ -11,25 +11,25 @@ Writes to OUTPUT_DIR/samples one reply a line, with its token ids and its log-pr
 A run that was cut off goes on where it was; what was made from other weights or settings is made again.
 """
 
+import functools
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.config import CONFIGS, EvalConfig
 from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes
 from rlhf_trl.config import parse
-from rlhf_trl.data import build_dataset, fingerprint, load_tokenizer, render_prompt
+from rlhf_trl.data import build_dataset, fingerprint, render_prompt
 from rlhf_trl.hub import check_source
 from rlhf_trl.models import device, load_policy
+from rlhf_trl.rewards import batches
 from rlhf_trl.runs import machine, versions, weights_hash
 
 
@@ -45,10 +45,10 @@ class Job(NamedTuple):
 def main() -> None:
     data_config, config, _ = parse(__doc__, *CONFIGS)
     probes = load_probes(config.probes)
-    for folder in config.folders.values():
-        check_source(folder)
-    reference = next(iter(config.folders.values()))
-    prompts = build_dataset(data_config, "eval", load_tokenizer(reference), config.seed)
+    models = [*config.folders.values(), _base(config)]
+    for source in filter(None, models):
+        check_source(source)
+    prompts = build_dataset(data_config, "eval", AutoTokenizer.from_pretrained(models[0]), config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
     folder = Path(config.output_dir) / "samples"
@@ -59,6 +59,7 @@ def main() -> None:
         if known.get(job.path) != keys[job.path]:
             for path in (folder / f"{job.path}.jsonl", _partial(folder / f"{job.path}.jsonl")):
                 path.unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # it says that all is there
     write_json(folder / "keys.json", keys)
     for job in todo:
         if not (folder / f"{job.path}.jsonl").exists():
@@ -98,9 +99,10 @@ def jobs(config: EvalConfig, dialogues: list[str], probes: list[str]) -> list[Jo
 
 
 def _base(config: EvalConfig) -> str | None:
-    """What the reference was trained from, as its manifest says, unless another base is configured."""
-    manifest = Path(next(iter(config.folders.values()))) / "manifest.json"
-    if config.base or not manifest.exists():
+    """What a profile's reference was trained from, as its manifest says, unless another base is configured."""
+    name, _, folder = config.policies[0].partition("=")
+    manifest = Path(config.output_dir) / name / "manifest.json"
+    if config.base or folder or not manifest.exists():
         return config.base
     return json.loads(manifest.read_text())["parents"]["model"]["path"]
 
@@ -154,15 +156,6 @@ def log_probabilities(
     return (logps * of_completion[:, 1:]).sum(1).tolist()
 
 
-def batches(lengths: list[int], batch_size: int, progress: str) -> Iterator[list[int]]:
-    """Indexes of sequences in batches of like length, with a progress bar."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    with tqdm(total=len(order), desc=progress) as bar:
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
-            bar.update(len(order[start : start + batch_size]))
-
-
 def _run(job: Job, path: Path, config: EvalConfig) -> None:
     """Sample batch by batch. Each has a seed of its own, so that a resumed run draws what an unbroken one would."""
     tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
@@ -200,9 +193,12 @@ def _run(job: Job, path: Path, config: EvalConfig) -> None:
 
 
 def _key(job: Job, config: EvalConfig) -> str:
-    weights = weights_hash(job.model) or job.model
+    weights = _weights(job.model) or job.model
     settings = (job.dialogues, weights, config.max_new_tokens, config.batch_size, config.dtype, config.seed)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+_weights = functools.cache(weights_hash)  # the same 16 GB would be read again for every file
 
 
 def _partial(path: Path) -> Path:

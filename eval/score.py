@@ -16,14 +16,14 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eval.config import CONFIGS, GOLD_RULES, EvalConfig
-from eval.files import read_jsonl, write_json, write_jsonl
+from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
-from eval.samples import batches, log_probabilities
+from eval.samples import log_probabilities
 from rlhf_trl.config import parse
 from rlhf_trl.data import load_tokenizer, render_prompt
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import load_reward_model, score
+from rlhf_trl.rewards import batches, load_reward_model, score
 from rlhf_trl.runs import weights_hash
 
 
@@ -31,26 +31,31 @@ def main() -> None:
     _, config, _ = parse(__doc__, *CONFIGS)
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    manifest = root / "samples" / "manifest.json"
-    if not manifest.exists():
+    samples = root / "samples" / "manifest.json"
+    if not samples.exists():
         raise UserError(f"{root / 'samples'} is missing or not complete; run 'make samples' first")
-    tokenizers = {name: file["tokenizer"] for name, file in json.loads(manifest.read_text())["files"].items()}
+    tokenizers = {name: file["tokenizer"] for name, file in json.loads(samples.read_text())["files"].items()}
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in tokenizers}
+
+    for name, rows in files.items():
+        if name.startswith("probes/") and [row["dialogue"] for row in rows] != [probe["prompt"] for probe in probes]:
+            raise UserError(f"{config.probes} is not what the replies in {name} are to; run 'make samples' again")
 
     add_proxy(files, tokenizers, config)
     add_log_ratio(files, tokenizers, config)
     gold = GOLD_RULES.get(config.gold_rule)
-    for name, rows in files.items():
-        for row in rows:
-            row["gold"] = gold(row["dialogue"], row["completion"]) if gold else None
-            if name.startswith("probes/"):
-                probe = probes[row["index"]]
-                row |= {"group": probe["group"], "passed": passes(probe, row["completion"])}
-            row["completion_tokens"] = len(row.pop("completion_ids"))
-        write_jsonl(root / "scores" / f"{name}.jsonl", rows)
     parents = {"reward_model": config.reward_model_folder, "reference": next(iter(config.folders.values()))}
-    content = {role: {"path": path, "sha256": weights_hash(path)} for role, path in parents.items()}
-    write_json(root / "scores" / "manifest.json", content | {"files": list(files)})
+    with replaced(root / "scores") as staging:
+        for name, rows in files.items():
+            for row in rows:
+                row["gold"] = gold(row["dialogue"], row["completion"]) if gold else None
+                if name.startswith("probes/"):
+                    probe = probes[row["index"]]
+                    row |= {"group": probe["group"], "passed": passes(probe, row["completion"])}
+                row["completion_tokens"] = len(row.pop("completion_ids"))
+            write_jsonl(staging / f"{name}.jsonl", rows)
+        manifest = {role: {"path": path, "sha256": weights_hash(path)} for role, path in parents.items()}
+        write_json(staging / "manifest.json", manifest)
     print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {root / 'scores'}")
 
 
@@ -101,5 +106,6 @@ def _same_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _completion_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    return ids + [tokenizer.eos_token_id] * row["finished"]
+    """A reply in another vocabulary, as the reward model's training had it: HH's replies begin with a space."""
+    text = row["completion"].strip() if tokenizer.chat_template else " " + row["completion"].strip()
+    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * row["finished"]

@@ -23,6 +23,11 @@ class Estimate(NamedTuple):
     upper: float
 
 
+def as_dict(value: Estimate | None, name: str = "mean") -> dict | None:
+    """An estimate as the JSON files have it: `name` and `ci`."""
+    return value and {name: value.mean, "ci": [value.lower, value.upper]}
+
+
 def proportion(successes: float, n: int) -> Estimate:
     """A share with its Wilson interval (Wilson 1927)."""
     lower, upper = proportion_confint(successes, n, alpha=0.05, method="wilson")
@@ -81,7 +86,7 @@ def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Est
     """The win rate at equal length: a logistic GLM on tanh of the standardised length difference, HC1 errors.
 
     After Dubois et al. 2024 (arXiv 2404.04475), without their terms for prompt difficulty. Arrays of shape (n,).
-    None where the model has nothing to fit: equal scores, or replies of equal lengths.
+    None where there is nothing to fit (equal scores or lengths) or no finite fit (the longer always wins).
     """
     scores, differences = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
     if np.ptp(scores) == 0 or differences.std() == 0:
@@ -89,13 +94,15 @@ def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Est
     design = np.column_stack([np.ones(len(scores)), np.tanh(differences / differences.std())])
     fit = GLM(scores, design, family=Binomial()).fit(cov_type="HC1")
     lower, upper = fit.conf_int()[0]
+    if not np.isfinite([lower, upper]).all():
+        return None
     return Estimate(float(expit(fit.params[0])), float(expit(lower)), float(expit(upper)))
 
 
 def kappa(first: np.ndarray, second: np.ndarray) -> Estimate | None:
-    """Cohen's kappa (1960) of two raters' labels, each -1, 0 or 1, shape (n,); None where both use one label only."""
-    table = np.array([[np.sum((first == i) & (second == j)) for j in (-1, 0, 1)] for i in (-1, 0, 1)])
-    if max(table.sum(0).max(), table.sum(1).max()) == len(first):
+    """Cohen's kappa (1960) of two raters' labels, -1 or 1, shape (n,); None where one of them uses one label only."""
+    table = np.array([[np.sum((first == i) & (second == j)) for j in (-1, 1)] for i in (-1, 1)])
+    if not table.sum(0).all() or not table.sum(1).all():
         return None
     result = cohens_kappa(table)
     return Estimate(float(result.kappa), float(result.kappa_low), float(result.kappa_upp))

@@ -12,31 +12,41 @@ import numpy as np
 
 from eval import stats
 from eval.config import EvalConfig
+from eval.curves import optimisation
 from eval.files import read_jsonl
 from rlhf_trl.errors import UserError
-
-BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def summarise(root: Path, config: EvalConfig) -> dict:
     """The content of `summary.json`. Estimates are dicts of `mean` and `ci`, differences of `diff` and `ci`.
 
     Raises:
-        UserError: nothing was scored yet, or there is nothing to compare.
+        UserError: nothing was scored yet, with other models, or there is nothing to compare.
     """
     names = list(config.folders)
     if len(names) < 2:
         raise UserError("a report compares two policies or more; name them in policies")
-    reference = names[0]
-    scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in ("base", *names)}
-    scores = {name: rows for name, rows in scores.items() if rows}
+    scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in (*names, "base")}
     for name in names:
-        if name not in scores:
+        if not scores[name]:
             raise UserError(f"{root / 'scores' / name}.jsonl is missing; run 'make score' first")
-    samples = json.loads((root / "samples" / "manifest.json").read_text())
-    judge = _judge(root, scores, config.seed)
+    samples, scored = (_read(root / stage / "manifest.json") for stage in ("samples", "scores"))
+    if scored["reference"]["path"] != config.folders[names[0]]:
+        raise UserError(
+            f"the scores' reference is {scored['reference']['path']}, not {names[0]}; run 'make score' again"
+        )
+    policies = {name: scores[name] for name in names}
+    judge = _read(root / "judge" / "manifest.json") or {}
+    verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
+    pairs = judged(verdicts, policies, config.seed)
+    card = _read(root / "reward-model" / "card.json")
+    if card and card["manifest"]["reward_model"]["sha256"] != scored["reward_model"]["sha256"]:
+        card = None  # of another reward model
+    curves = _curves(root, policies, verdicts, config.seed)
     manifests = {name: _read(Path(folder) / "manifest.json") for name, folder in config.folders.items()}
     manifests = {"reward": _read(Path(config.reward_model_folder) / "manifest.json")} | manifests
+    runs = {name: manifest for name, manifest in manifests.items() if manifest}
+    shown_policies = ({"base": scores["base"]} if scores["base"] else {}) | policies
     summary = {
         "profile": root.name,
         "seed": samples["seed"],
@@ -44,32 +54,37 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         "versions": samples["versions"],
         "data": samples["data"],
         "settings": samples["settings"],
-        "reference": reference,
-        "prompts": len(scores[reference]),
-        "comparisons": judge["pairs"] if judge else compare({name: scores[name] for name in names}, config.seed),
-        "policies": {name: _policy(rows, scores[reference], config.seed) for name, rows in scores.items()},
-        "judge": judge,
-        "optimisation": _optimisation(root, scores, names, config.seed),
-        "probes": _probes(root, list(scores)),
-        "reward_model": _read(root / "reward-model" / "card.json"),
+        "reference": names[0],
+        "one_start": _one_start(names, runs),
+        "prompts": len(scores[names[0]]),
+        "comparisons": pairs or compare(policies, config.seed),
+        "policies": {
+            name: _policy(rows, scores[names[0]], config.seed)
+            | {"train": runs[name]["train"] if name in runs else None}
+            for name, rows in shown_policies.items()
+        },
+        "judge": judge | {"pairs": pairs, "first_place_wins": position_bias(verdicts, config.seed)} if pairs else None,
+        "optimisation": curves,
+        "flags": _flags(curves),
+        "probes": _probes(root, list(shown_policies)),
+        "reward_model": card,
         "data_analysis": _read(root / "data" / "data.json"),
-        "runs": {name: manifest for name, manifest in manifests.items() if manifest},
-        "total_seconds": {name: _total_seconds(name, manifests) for name, manifest in manifests.items() if manifest},
+        "runs": runs,
+        "total_seconds": {name: _total_seconds(name, runs) for name in runs},
     }
-    for name in names:
-        summary["policies"][name]["train"] = (manifests[name] or {}).get("train")
-    summary["flags"] = _flags(summary)
-    summary["missing"] = {name: text for name, text in MISSING.items() if not summary[name]}
-    if not judge and (manifest := _read(root / "judge" / "manifest.json")) and "reason" in manifest:
-        summary["missing"]["judge"] += f" ({manifest['reason']})"
-    return summary
+    missing = {name: text for name, text in MISSING.items() if not summary[name]}
+    if not curves["has_path"]:
+        missing["optimisation"] = "Neither checkpoints nor best-of-n replies were scored"
+    if "judge" in missing and judge:
+        failed = sum(sum(kinds.values()) for kinds in judge.get("failures", {}).values())
+        missing["judge"] += f" ({judge.get('reason') or f'{failed} requests failed'})"
+    return summary | {"missing": missing}
 
 
 MISSING = {
     "judge": "No judge compared the replies",
-    "optimisation": "No over-optimisation curves were drawn (no checkpoints and no best-of-n replies)",
     "probes": "No failure-mode probes were put to the policies",
-    "reward_model": "There is no reward-model card: `make eval-reward`",
+    "reward_model": "There is no card of this reward model: `make eval-reward`",
     "data_analysis": "The data were not analysed: `make data`",
 }
 
@@ -89,8 +104,9 @@ def compare(scores: dict[str, list[dict]], seed: int) -> list[dict]:
                 "b": b,
                 "measure": f"{measure} reward",
                 "equal": 0.0,
-                **estimate(stats.mean(difference, seed)),
+                **stats.as_dict(stats.mean(difference, seed)),
                 "detectable": stats.smallest_difference(difference),
+                "lead": float(difference.mean()),
                 "p": stats.sign_flip(difference, seed),
             }
             for (a, b), difference in zip(pairs, differences, strict=True)
@@ -100,29 +116,29 @@ def compare(scores: dict[str, list[dict]], seed: int) -> list[dict]:
 
 def claims(comparisons: list[dict]) -> tuple[list[str], list[str]]:
     """What the corrected tests say, and no more: the policies not shown to be worse than another; a sentence a pair."""
-    better = {(c["a"], c["b"]) if c["mean"] > c["equal"] else (c["b"], c["a"]) for c in comparisons if shown(c)}
     names = dict.fromkeys(name for c in comparisons for name in (c["b"], c["a"]))
-    unbeaten = [name for name in names if name not in {worse for _, worse in better}]
+    beaten = {c["a"] if c["better"] == c["b"] else c["b"] for c in comparisons if c["better"]}
     sentences = []
     for c in comparisons:
         a, b = c["a"].upper(), c["b"].upper()
-        if not shown(c):
+        judged = c["measure"] == "win rate"
+        if not c["better"]:
             claim = f"No difference in {c['measure']} is shown between {a} and {b}"
-        elif c["measure"] == "win rate":
-            winner, loser = (a, b) if c["mean"] > c["equal"] else (b, a)
+        elif judged:
+            winner, loser = (a, b) if c["better"] == c["a"] else (b, a)
             claim = f"The judge prefers {winner}'s replies to {loser}'s"
         else:
-            claim = f"{a}'s {c['measure']} is {'higher' if c['mean'] > c['equal'] else 'lower'} than {b}'s"
-        value = f"{a}'s win rate {c['mean']:.2f}" if c["measure"] == "win rate" else f"difference {c['mean']:+.2f}"
-        lower, upper = (f"{bound:.2f}" if c["measure"] == "win rate" else f"{bound:+.2f}" for bound in c["ci"])
+            claim = f"{a}'s {c['measure']} is {'higher' if c['better'] == c['a'] else 'lower'} than {b}'s"
+        lower, upper = (f"{bound:.2f}" if judged else f"{bound:+.2f}" for bound in c["ci"])
+        value = (
+            f"{a} won {c['wins']} prompts and lost {c['losses']}; its win rate {c['mean']:.2f}"
+            if judged
+            else f"difference {c['mean']:+.2f}"
+        )
         sentences.append(
             f"{claim} ({value}, 95% CI {lower} to {upper}; p = {c['p_holm']:.2g} after Holm's correction)."
         )
-    return unbeaten, sentences
-
-
-def shown(comparison: dict) -> bool:
-    return comparison["p_holm"] < 0.05
+    return [name for name in names if name not in beaten], sentences
 
 
 def column(rows: list[dict], name: str) -> np.ndarray:
@@ -130,153 +146,117 @@ def column(rows: list[dict], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], dtype=float)
 
 
-def estimate(value: stats.Estimate | None, name: str = "mean") -> dict | None:
-    return value and {name: value.mean, "ci": [value.lower, value.upper]}
-
-
 def _corrected(comparisons: list[dict]) -> list[dict]:
-    corrected = stats.holm([c["p"] for c in comparisons])
-    return [c | {"p_holm": p} for c, p in zip(comparisons, corrected, strict=True)]
+    """With Holm's p-values over all of them, and who is better where the corrected test shows it, else None."""
+    corrected = stats.holm([c["p"] for c in comparisons]) if comparisons else []
+    return [
+        c | {"p_holm": p, "better": (c["a"] if c["lead"] > 0 else c["b"]) if p < 0.05 else None}
+        for c, p in zip(comparisons, corrected, strict=True)
+    ]
 
 
 def _policy(rows: list[dict], reference: list[dict], seed: int) -> dict:
     has_gold = rows[0]["gold"] is not None
     differences = {
-        measure: estimate(stats.mean(column(rows, measure) - column(reference, measure), seed), "diff")
+        measure: stats.as_dict(stats.mean(column(rows, measure) - column(reference, measure), seed), "diff")
         for measure in (("proxy", "gold") if has_gold else ("proxy",))
     }
     has_kl = rows[0]["log_ratio"] is not None
     return {
-        "proxy_reward": estimate(stats.mean(column(rows, "proxy"), seed)),
-        "gold_reward": estimate(stats.win_rate(column(rows, "gold"), seed)) if has_gold else None,
+        "proxy_reward": stats.as_dict(stats.mean(column(rows, "proxy"), seed)),
+        "gold_reward": stats.as_dict(stats.win_rate(column(rows, "gold"), seed)) if has_gold else None,
         "vs_sft": {"gold": None} | differences,
-        "kl": estimate(stats.mean(column(rows, "log_ratio"), seed)) if has_kl else None,
-        "completion_tokens": estimate(stats.mean(column(rows, "completion_tokens"), seed)),
+        "kl": stats.as_dict(stats.mean(column(rows, "log_ratio"), seed)) if has_kl else None,
+        "completion_tokens": stats.as_dict(stats.mean(column(rows, "completion_tokens"), seed)),
         "eos_rate": float(column(rows, "finished").mean()),
         "distinct_2": _distinct([row["completion"] for row in rows]),
         "repeated_3": float(np.mean([_repeated(row["completion"]) for row in rows])),
     }
 
 
-def _judge(root: Path, scores: dict[str, list[dict]], seed: int) -> dict | None:
-    """Win rates of all judged pairs, with the tests that the report's claims rest on."""
-    manifest = _read(root / "judge" / "manifest.json")
-    rows = read_jsonl(root / "judge" / "verdicts.jsonl")
-    if not manifest or not rows:
-        return None
+def judged(verdicts: list[dict], scores: dict[str, list[dict]], seed: int) -> list[dict]:
+    """Win rates of all judged pairs of policies in `scores`, with the sign tests that claims rest on."""
     by_pair: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        if row["a"] in scores and row["b"] in scores:
-            by_pair.setdefault((row["a"], row["b"]), []).append(row)
-    decided = [
-        (order, first) for row in rows for order, first in zip(row["orders"], "ab", strict=True) if order != "tie"
-    ]
+    for verdict in verdicts:
+        if verdict["a"] in scores and verdict["b"] in scores:
+            by_pair.setdefault((verdict["a"], verdict["b"]), []).append(verdict)
     pairs = []
-    for (a, b), verdicts in by_pair.items():
-        won = column(verdicts, "score")
-        prompts = [row["prompt"] for row in verdicts]
-        chosen = {name: [scores[name][i] for i in prompts] for name in (a, b)}
-        margin, longer = (column(chosen[a], key) - column(chosen[b], key) for key in ("proxy", "completion_tokens"))
-        ties = int((won == 0.5).sum())
+    for (a, b), rows in by_pair.items():
+        won = column(rows, "score")
+        replies = {name: [scores[name][row["prompt"]] for row in rows] for name in (a, b)}
+        margin = column(replies[a], "proxy") - column(replies[b], "proxy")
+        characters = {name: np.array([len(reply["completion"]) for reply in replies[name]]) for name in (a, b)}
+        wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
+        decided = won != 0.5
         pairs.append(
             {
                 "a": a,
                 "b": b,
                 "measure": "win rate",
                 "equal": 0.5,
-                **estimate(stats.win_rate(won, seed)),
+                **stats.as_dict(stats.win_rate(won, seed)),
                 "n": len(won),
-                "wins": int((won > 0.5).sum()),
-                "ties": ties,
-                "losses": int((won < 0.5).sum()),
-                "length_controlled": estimate(stats.length_controlled(won, longer)),
-                "kappa": estimate(stats.kappa(np.sign(won - 0.5), np.sign(margin))),
-                "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in verdicts])),
-                "detectable": stats.smallest_detectable(len(won), ties),
+                "wins": wins,
+                "ties": len(won) - wins - losses,
+                "losses": losses,
+                "length_controlled": stats.as_dict(stats.length_controlled(won, characters[a] - characters[b])),
+                "kappa": stats.as_dict(stats.kappa(np.sign(won - 0.5)[decided], np.sign(margin)[decided])),
+                "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in rows])),
+                "detectable": stats.smallest_detectable(len(won), len(won) - wins - losses),
+                "lead": wins - losses,  # what the sign test is about; the mean can lean the other way
                 "p": stats.sign_test(won),
             }
         )
-    wins_first = sum(winner == first for winner, first in decided)
-    return {
-        **manifest,
-        "pairs": _corrected(pairs),
-        "first_place_wins": estimate(stats.proportion(wins_first, len(decided))) if decided else None,
-    }
+    return _corrected(pairs)
 
 
-def _optimisation(root: Path, scores: dict[str, list[dict]], names: list[str], seed: int) -> dict | None:
-    """Proxy and gold along each run's checkpoints and along best-of-n, all on the same first prompts."""
-    folder = root / "scores" / "checkpoints"
-    best = read_jsonl(root / "scores" / "best_of.jsonl")
-    paths: dict[str, list[dict]] = {}
-    start = {"label": names[0], "rows": scores[names[0]], "kl": 0.0}
-    for name in names[1:]:
-        files = sorted(folder.glob(f"{name}-*.jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
-        points = [{"label": f"step {path.stem.rpartition('-')[2]}", "rows": read_jsonl(path)} for path in files]
-        if points:
-            paths[name] = [start, *points, {"label": "final", "rows": scores[name]}]
-    if not paths and not best:
-        return None
-    prompts = min([len(point["rows"]) for path in paths.values() for point in path] or [len(scores[names[0]])])
-    measures = [m for m in ("proxy", "gold") if scores[names[0]][0][m] is not None]
-    curves = {}
-    for name, path in paths.items():
-        values = {m: [column(point["rows"][:prompts], m) for point in path] for m in measures}
-        kls = [point.get("kl", float(column(point["rows"][:prompts], "log_ratio").mean())) for point in path]
-        curves[name] = _curve([point["label"] for point in path], kls, values, seed)
-    if best:
-        replies = len({row["index"] for row in best}) // len({row["dialogue"] for row in best})
-        table = {m: column(best, m).reshape(-1, replies) for m in measures}
-        ns = [n for n in BEST_OF if n <= replies]
-        weights = {n: stats.best_of(table["proxy"], n) for n in ns}
-        values = {m: [(weights[n] * table[m]).sum(1) for n in ns] for m in measures}
-        curves["best_of_n"] = _curve([f"n = {n}" for n in ns], [np.log(n) - (n - 1) / n for n in ns], values, seed)
-    return {"prompts": prompts, "curves": curves}
+def position_bias(verdicts: list[dict], seed: int) -> dict | None:
+    """How often the first place wins, of the decided verdicts; the mean over prompts, which are the unit."""
+    by_prompt: dict[int, list[bool]] = {}
+    for verdict in verdicts:
+        for winner, first in zip(verdict["orders"], "ab", strict=True):
+            if winner != "tie":
+                by_prompt.setdefault(verdict["prompt"], []).append(winner == first)
+    shares = [np.mean(firsts) for firsts in by_prompt.values()]
+    return stats.as_dict(stats.win_rate(shares, seed)) if shares else None
 
 
-def _curve(labels: list[str], kls: list[float], values: dict[str, list[np.ndarray]], seed: int) -> dict:
-    """Points of a curve, and where along it the proxy rose while gold fell, by paired intervals."""
-    points = [
-        {
-            "label": label,
-            "sqrt_kl": float(np.sqrt(max(kl, 0))),
-            **{m: estimate(stats.mean(columns[i], seed)) for m, columns in values.items()},
-        }
-        for i, (label, kl) in enumerate(zip(labels, kls, strict=True))
+def _flags(optimisation: dict) -> list[str]:
+    """Sentences on "proxy up, true preference down": of each curve the greatest fall that is shown."""
+    worst: dict[str, dict] = {}
+    for contrast in sorted(optimisation["overoptimised"], key=lambda c: c["true"]):
+        worst.setdefault(contrast["curve"], contrast)
+    truth = {"gold": "gold reward", "judge": "judge's score"}[optimisation["truth"]]
+    return [
+        f"{name}, from {c['from']} to {c['to']}: proxy reward {c['proxy']:+.2f}, {truth} {c['true']:+.2f} "
+        f"(p = {c['p_holm']:.2g} after Holm's correction)"
+        for name, c in worst.items()
     ]
-    overoptimised = []
-    for i, j in itertools.combinations(range(len(labels)) if "gold" in values else (), 2):
-        proxy, gold = (stats.mean(values[m][j] - values[m][i], seed) for m in ("proxy", "gold"))
-        if proxy.lower > 0 and gold.upper < 0:
-            proxy, gold = estimate(proxy, "diff"), estimate(gold, "diff")
-            overoptimised.append({"from": labels[i], "to": labels[j], "proxy": proxy, "gold": gold})
-    return {"points": points, "overoptimised": overoptimised}
 
 
-def _flags(summary: dict) -> list[str]:
-    """Sentences on "proxy up, gold down"; where there is no gold, on "proxy up, judge against it"."""
-    flags = []
-    for name, curve in ((summary["optimisation"] or {}).get("curves") or {}).items():
-        if curve["overoptimised"]:
-            worst = min(curve["overoptimised"], key=lambda o: o["gold"]["diff"])
-            flags.append(
-                f"{name}, from {worst['from']} to {worst['to']}: proxy reward {worst['proxy']['diff']:+.2f}, "
-                f"gold reward {worst['gold']['diff']:+.2f}"
-            )
-    for pair in summary["judge"]["pairs"] if summary["judge"] else []:
-        policy = summary["policies"][pair["a"]]
-        against = pair["b"] == summary["reference"] and pair["ci"][1] < 0.5
-        if policy["gold_reward"] is None and against and policy["vs_sft"]["proxy"]["ci"][0] > 0:
-            flags.append(
-                f"{pair['a'].upper()}: proxy reward up by {policy['vs_sft']['proxy']['diff']:.2f}, yet the judge "
-                f"prefers {pair['b'].upper()} (win rate {pair['mean']:.2f})"
-            )
-    return flags
+def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], seed: int) -> dict:
+    checkpoints: dict[str, dict[int, list[dict]]] = {}
+    for path in (root / "scores" / "checkpoints").glob("*.jsonl"):
+        name, _, step = path.stem.rpartition("-")
+        if name in policies:
+            checkpoints.setdefault(name, {})[int(step)] = read_jsonl(path)
+    scores: dict[tuple[str, str], dict[int, float]] = {}
+    for verdict in verdicts:
+        scores.setdefault((verdict["a"], verdict["b"]), {})[verdict["prompt"]] = verdict["score"]
+    return optimisation(policies, checkpoints, read_jsonl(root / "scores" / "best_of.jsonl"), scores, seed)
 
 
-def _total_seconds(name: str, manifests: dict[str, dict | None]) -> float:
+def _one_start(names: list[str], runs: dict[str, dict]) -> bool:
+    """Whether all other policies were trained from the reference."""
+    if not runs.keys() >= set(names):
+        return False
+    reference, *others = (runs[name] for name in names)
+    return all(other["parents"]["model"]["sha256"] == reference["sha256"] for other in others)
+
+
+def _total_seconds(name: str, manifests: dict[str, dict]) -> float:
     """Training time of a run and of all that it was made from, each counted once."""
-    by_weights = {manifest["sha256"]: other for other, manifest in manifests.items() if manifest}
+    by_weights = {manifest["sha256"]: other for other, manifest in manifests.items()}
     needed, todo = set(), [name]
     while todo:
         current = todo.pop()
@@ -298,7 +278,11 @@ def _probes(root: Path, names: list[str]) -> dict | None:
             if row["passed"] is not None:
                 groups.setdefault(row["group"], []).append(row["passed"])
         result[name] = {
-            group: {"passed": sum(passed), "n": len(passed), **estimate(stats.proportion(sum(passed), len(passed)))}
+            group: {
+                "passed": sum(passed),
+                "n": len(passed),
+                **stats.as_dict(stats.proportion(sum(passed), len(passed))),
+            }
             for group, passed in groups.items()
         }
     return result

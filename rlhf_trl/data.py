@@ -126,8 +126,8 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
 def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
     """Rows of a split as the text `tokenizer`'s model sees, shuffled by `seed`, without the too long ones.
 
-    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`, `rejected_ids` (list of
-    int; replies end in eos). What was dropped, and why, is printed.
+    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`,
+    `rejected_ids` (list of int; replies end in eos). What was dropped, and why, is printed.
     """
     rows, dropped = load_split(config, name)
     if name == "sft":

@@ -5,7 +5,7 @@ eos at the end exactly when the completion finished. Reward training, TRL's PPO 
 GRPO callable and the evaluation all give it the same ids.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -53,19 +53,23 @@ def score(
     model: PreTrainedModel, sequences: list[list[int]], batch_size: int = 16, progress: str | None = None
 ) -> torch.Tensor:
     """Scores of token id sequences, float32 of shape (len(sequences),), in batches of like length."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = torch.empty(len(sequences))
-    bar = tqdm(total=len(sequences), desc=progress, disable=progress is None)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches([len(ids) for ids in sequences], batch_size, progress):
         tensors = [torch.tensor(sequences[i]) for i in batch]
         ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=model.config.pad_token_id)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tensors], batch_first=True)
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         scores[batch] = logits.squeeze(-1).float().cpu()
-        bar.update(len(batch))
-    bar.close()
     return scores
+
+
+def batches(lengths: list[int], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
+    """Indexes of sequences in batches of like length, with a progress bar if it has a name."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    with tqdm(total=len(order), desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+            bar.update(len(order[start : start + batch_size]))
 
 
 def grpo_reward(

@@ -5,7 +5,8 @@ import yaml
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 from trl.experimental.ppo import PPOConfig
 
-from eval.config import EvalConfig
+from eval.config import CONFIGS
+from eval.probes import load_probes
 from rlhf_trl import config as config_module
 from rlhf_trl.config import RewardModelConfig, parse
 from rlhf_trl.data import DataConfig
@@ -18,9 +19,9 @@ CLASSES = {
     "ppo": (DataConfig, ModelConfig, PPOConfig),
     "grpo": (DataConfig, ModelConfig, RewardModelConfig, GRPOConfig),
     "dpo": (DataConfig, ModelConfig, DPOConfig),
-    "eval": (DataConfig, EvalConfig),
+    "eval": CONFIGS,
 }
-SHIPPED = sorted((ROOT / "configs").glob("*/*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.stem in CLASSES)
 
 
 def test_every_profile_is_complete():
@@ -40,6 +41,11 @@ def test_shipped_yaml_means_what_it_says(path):
             value = value[0]  # what TRL's ModelConfig makes of it
         got = getattr(values[key], "value", values[key])  # enums
         assert got == (getattr(value, "value", value)), key
+
+
+@pytest.mark.parametrize("path", (ROOT / "configs").glob("*/eval.yaml"), ids=lambda path: path.parent.name)
+def test_every_profile_has_probes(path):
+    assert len(load_probes(str(ROOT / yaml.safe_load(path.read_text())["probes"]))) > 10
 
 
 def test_the_command_line_overrides_the_file(tmp_path):

@@ -49,9 +49,12 @@ def made_up_run(root: Path, full: bool) -> Path:
     machine = {"cpu": "<b>cpu</b>", "threads": 2, "gpus": ["gpu"]}
     samples = {"seed": 0, "data": data, "versions": {"trl": "1"}, "machine": machine, "settings": {"temperature": 1.0}}
     write_json(root / "samples/manifest.json", samples)
+    models = {"reference": {"path": str(root / "sft"), "sha256": "sft"}, "reward_model": {"sha256": "reward"}}
+    write_json(root / "scores/manifest.json", models)
     for name in ("reward", *NAMES):
         train = {"seconds": 10.5, "peak_memory_mb": 700, "tokens": 123456}
-        manifest = {"seed": 1, "created": "2026-01-01", "data": data, "sha256": name, "parents": {}, "train": train}
+        manifest = {"seed": 1, "created": "2026-01-01", "data": data, "sha256": name, "train": train}
+        manifest["parents"] = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
         write_json(root / name / "manifest.json", manifest)
         for curves in (root / name / "curves.svg", root / name / "curves.png"):
             curves.write_text(SVG)
@@ -74,6 +77,7 @@ def made_up_run(root: Path, full: bool) -> Path:
             write_jsonl(root / f"scores/probes/{name}.jsonl", [{"group": "kept_abilities", "passed": True}])
         baselines = {name: {"accuracy": 0.5} for name in ("pick_longer", "pick_shorter")}
         card = {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90, "log_loss": 0.6, "ece": 0.1, "length": baselines}
+        card["manifest"] = {"reward_model": {"sha256": "reward"}}
         write_json(root / "reward-model/card.json", card)
         write_json(root / "data/data.json", {"rows": 5})
         for stem, suffix in itertools.product(("reward_distributions", "reliability"), (".svg", ".png")):
@@ -134,12 +138,12 @@ def test_it_stands_alone(pages):
 
 
 def test_it_says_what_is_missing(pages):
-    words = ("No judge", "No over-optimisation", "No failure-mode probes", "no reward-model card", "not analysed")
+    words = ("No judge", "Neither checkpoints", "No failure-mode probes", "no card of this", "not analysed")
     bare, full = (pages[name].read_text() for name in ("bare", "full"))
     for word in words:
         assert bare.count(word) == 2  # on top and in its section
         assert word not in full
-    assert "gold reward" not in bare and "gold reward" in full
+    assert "gold reward minus" not in bare and "gold reward minus" in full
 
 
 @pytest.mark.parametrize("name", ["full", "bare"])
@@ -151,7 +155,7 @@ def test_it_loads_without_errors_or_network(browser, pages, name):
     troubles = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
     assert [event for event in browser.events if event["method"] in troubles] == []
     images = browser.run("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
-    assert len(images) == (12 if name == "full" else 8)
+    assert len(images) == (12 if name == "full" else 9)
     assert all(images)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.files import read_jsonl
+from eval.files import read_jsonl, write_jsonl
 from tests.judge_server import (
     JudgeServer,
     Reply,
@@ -361,7 +361,7 @@ def test_dry_run_writes_nothing(judge, folder, server, monkeypatch):
     judge("--budget_requests", 4)
     before = everything(folder)
     monkeypatch.delenv("OPENAI_API_KEY")
-    code, line, _ = judge("--dry_run", *prices, url=None)
+    code, line, _ = judge("--dry_run", *prices)
     assert code == 0 and line.startswith("judge: 20 of 24 requests are outstanding") and "10240 out" in line
     assert "$" in line and everything(folder) == before and len(server.calls) == 4
 
@@ -372,9 +372,28 @@ def test_without_a_judge(judge, folder, monkeypatch):
     assert code == 0 and line == "judge: no OPENAI_API_KEY and no base_url, so no judge ran"
     assert manifest(folder) == {"judge": "none", "reason": "no OPENAI_API_KEY and no base_url"}
     assert judge()[0] == 0  # a server of one's own may need no key
-    before = everything(folder)
+    transcript = (folder / "judge/transcript.jsonl").read_text()
     judge("--judge", "none")
-    assert everything(folder) == before
+    assert manifest(folder) == {"judge": "none", "reason": "set to none"}
+    assert not (folder / "judge/verdicts.jsonl").exists()  # the report would show them
+    assert (folder / "judge/transcript.jsonl").read_text() == transcript
+
+
+def test_without_a_key_what_was_judged_still_counts(judge, folder, monkeypatch, server):
+    judge()
+    before = verdicts(folder)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr("eval.judge.Server.ask", None)  # nothing may be asked
+    assert judge()[0] == 0
+    assert verdicts(folder) == before
+
+
+def test_checkpoints_against_the_reference(judge, folder, server):
+    rows = read_jsonl(folder / "samples/ppo.jsonl")[:2]
+    write_jsonl(folder / "samples/checkpoints/ppo-6.jsonl", rows)
+    assert judge("--judge_checkpoints", "true", "--judge_pairs", "ppo:sft")[0] == 0
+    judged = [row for row in read_jsonl(folder / "judge/verdicts.jsonl") if row["a"] == "checkpoints/ppo-6"]
+    assert [(row["b"], row["prompt"]) for row in judged] == [("sft", 0), ("sft", 1)]
 
 
 def test_gold(judge, folder, server, monkeypatch):

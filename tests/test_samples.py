@@ -1,6 +1,5 @@
 """Sampling: seeded, the same for all policies, and what a kill interrupts goes on as if it had not."""
 
-import json
 import os
 import signal
 import subprocess
@@ -78,12 +77,19 @@ def test_probes_are_checked(tmp_path):
     assert passes(total, " It is 120.") and not passes(total, " It is 1200.")
     haiku = next(probe for probe in probes if "haiku" in probe["prompt"])
     assert passes(haiku, "a\nb\n\nc\n") and not passes(haiku, "a\nb")
-    assert passes({"prompt": "", "contains": "4", "lacks": "5"}, "4, not 5") is False
+    week = next(probe for probe in probes if "week" in probe["prompt"])
+    assert passes(week, "Seven.") and passes(week, "7 days")
+    sun = next(probe for probe in probes if "sun" in probe["prompt"])
+    assert passes(sun, " No, it does not.") and not passes(sun, " Yes, no doubt.") and not passes(sun, "Nobody knows")
+    assert passes({"prompt": "", "lacks": ["5"]}, "4, not 5") is False
+    assert passes({"prompt": "", "lacks": ["5"]}, "  ") is False
     assert passes({"prompt": ""}, "anything") is None
     assert load_probes(None) == []
-    (tmp_path / "probes.yaml").write_text("group: [{prompt: Hi, contain: x}]")
-    with pytest.raises(UserError, match="no probe"):
-        load_probes(str(tmp_path / "probes.yaml"))
-    (tmp_path / "probes.yaml").write_text(json.dumps(["Hi"]))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_probes(str(tmp_path / "probes.yaml"))
+    for text, message in {
+        "group: [{prompt: Hi, contain: [x]}]": "no probe",
+        "group: [{prompt: Hi, contains: x}]": "no probe",
+        '["Hi"]': "cannot be read",
+    }.items():
+        (tmp_path / "probes.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_probes(str(tmp_path / "probes.yaml"))
