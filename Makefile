@@ -95,17 +95,19 @@ $(OUT)/data/data.json: $(CONFIG)/eval.yaml $(DEMO) | $(INSTALLED)
 $(OUT)/reward-model/card.json: $(CONFIG)/eval.yaml $(OUT)/reward/manifest.json | $(INSTALLED)
 	$(call evaluate,reward-model) $(call args,eval-reward)
 
-$(OUT)/samples/manifest.json: $(CONFIG)/eval.yaml $(wildcard configs/probes.yaml $(CONFIG)/probes.yaml) $(POLICIES) | $(INSTALLED)
+SAMPLED := $(CONFIG)/eval.yaml $(wildcard configs/probes.yaml $(CONFIG)/probes.yaml) $(POLICIES)
+$(OUT)/samples/manifest.json: $(SAMPLED) | $(INSTALLED)
 	$(call evaluate,samples) $(call args,samples)
 
-$(OUT)/scores/manifest.json: $(OUT)/samples/manifest.json $(OUT)/reward/manifest.json
-	$(call evaluate,score) $(call args,score)
+# Samples what is missing, too: in one process, as models and libraries take long to load
+$(OUT)/scores/manifest.json: $(SAMPLED) $(OUT)/reward/manifest.json | $(INSTALLED)
+	$(call evaluate,score) $(call args,samples) $(call args,score)
 
 # By name it always runs: what has a verdict is not asked again, what failed or was left for the budget's sake is
 JUDGE = $(call evaluate,judge) $(call args,judge)
-judge: $(OUT)/samples/manifest.json
+judge: $(OUT)/scores/manifest.json
 	$(JUDGE)
-$(OUT)/judge/manifest.json: $(OUT)/samples/manifest.json
+$(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 	$(JUDGE)
 
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json

@@ -3,10 +3,10 @@
     data          what the data hold
     reward-model  the card of a reward model
     samples       replies of all policies to the same prompts
-    score         reward, true rule and KL of the replies
+    score         the same, and reward, true rule and KL of the replies
     judge         the replies compared pair by pair
     report        ANALYSIS.md, report.html and summary.json from all of that
-    compare       the last four for any policies: compare NAME=FOLDER NAME=FOLDER ...
+    compare       the last three for any policies: compare NAME=FOLDER NAME=FOLDER ...
 
 Options of a command: python -m eval COMMAND --help
 """

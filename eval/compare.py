@@ -2,7 +2,7 @@
 
     python -m eval compare NAME=FOLDER NAME=FOLDER ... --config configs/gpt2/eval.yaml --reward_model FOLDER
 
-The first is the reference. Samples, scores, judges and reports as for a profile, into OUTPUT_DIR/compare/NAMES.
+The first is the reference. Scores, judges and reports as for a profile, into OUTPUT_DIR/compare/NAMES.
 """
 
 import importlib
@@ -37,6 +37,6 @@ def main() -> None:
     folder = Path(config.output_dir) / "compare" / "-".join(names)
     places = ["--policies", *paths, "--output_dir", str(folder), "--reward_model", config.reward_model_folder]
     options = [*sys.argv[1:], *places]
-    for command in ("samples", "score", "judge", "report"):
+    for command in ("score", "judge", "report"):
         sys.argv = [f"eval {command}", *options]
         importlib.import_module(f"eval.{command}").main()

@@ -1,4 +1,4 @@
-"""Score the sampled replies: reward model, true rule if there is one, and KL from the reference.
+"""Score replies, sampling first what is missing: reward model, true rule if there is one, KL from the reference.
 
     make score PROFILE=gpt2
     python -m eval score --config configs/gpt2/eval.yaml
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from eval import samples
 from eval.config import CONFIGS, GOLD_RULES, EvalConfig
 from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
-from eval.samples import log_probabilities
 from rlhf_trl.config import parse
 from rlhf_trl.data import load_tokenizer, render_prompt
-from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_source
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import batches, load_reward_model, score
 from rlhf_trl.runs import weights_hash
@@ -31,15 +31,11 @@ def main() -> None:
     _, config, _ = parse(__doc__, *CONFIGS)
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    samples = root / "samples" / "manifest.json"
-    if not samples.exists():
-        raise UserError(f"{root / 'samples'} is missing or not complete; run 'make samples' first")
-    tokenizers = {name: file["tokenizer"] for name, file in json.loads(samples.read_text())["files"].items()}
+    check_source(config.reward_model_folder)
+    samples.main()
+    sampled = json.loads((root / "samples" / "manifest.json").read_text())
+    tokenizers = {name: file["tokenizer"] for name, file in sampled["files"].items()}
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in tokenizers}
-
-    for name, rows in files.items():
-        if name.startswith("probes/") and [row["dialogue"] for row in rows] != [probe["prompt"] for probe in probes]:
-            raise UserError(f"{config.probes} is not what the replies in {name} are to; run 'make samples' again")
 
     add_proxy(files, tokenizers, config)
     add_log_ratio(files, tokenizers, config)
@@ -90,7 +86,9 @@ def add_log_ratio(files: dict[str, list[dict]], tokenizers: dict[str, str], conf
         prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
         lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
         for batch in batches(lengths, config.batch_size, f"{name}: KL"):
-            logps = log_probabilities(model, [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch])
+            logps = samples.log_probabilities(
+                model, [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch]
+            )
             for i, logp in zip(batch, logps, strict=True):
                 rows[i]["log_ratio"] = rows[i]["logp"] - logp
     del model

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import json
 import sys
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     Raises:
         UserError: missing or broken file, unknown key, wrong type, or settings that contradict each other.
     """
+    gc.enable()  # `cli` disables it for the imports, which are over
     parser = _Parser(
         classes,
         description=description,

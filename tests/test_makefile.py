@@ -50,10 +50,9 @@ def test_options_reach_the_step_they_are_for(make):
 
 def test_the_evaluation_in_order_and_the_judge_whenever_asked(make, tmp_path):
     steps = [line.split(" -m eval ")[1].split()[0] for line in make("all") if " -m eval " in line]
-    assert steps == ["data", "samples", "score", "judge", "reward-model", "report"]
-    for recipe in RECIPES:
-        done(tmp_path / "demo", f"{recipe}/manifest.json")
-    for name in ("model/config.json", "samples/manifest.json", "judge/manifest.json"):
+    assert steps == ["data", "score", "judge", "reward-model", "report"]
+    steps = [f"{step}/manifest.json" for step in (*RECIPES, "samples", "scores", "judge")]
+    for name in ("model/config.json", *steps):
         done(tmp_path / "demo", name)
     assert len(make("judge")) == 1
     assert make("samples") == []
