@@ -105,7 +105,8 @@ def kappa(first: np.ndarray, second: np.ndarray) -> Estimate | None:
     if not table.sum(0).all() or not table.sum(1).all():
         return None
     result = cohens_kappa(table)
-    return Estimate(float(result.kappa), float(result.kappa_low), float(result.kappa_upp))
+    # the interval is a normal one, which few pairs can carry beyond what kappa can be
+    return Estimate(float(result.kappa), max(float(result.kappa_low), -1.0), min(float(result.kappa_upp), 1.0))
 
 
 def best_of(rewards: np.ndarray, n: int) -> np.ndarray:

@@ -188,6 +188,7 @@ def judged(verdicts: list[dict], scores: dict[str, list[dict]], seed: int) -> li
         characters = {name: np.array([len(reply["completion"]) for reply in replies[name]]) for name in (a, b)}
         wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
         decided = won != 0.5
+        agree = np.sign(won - 0.5)[decided] == np.sign(margin)[decided]
         pairs.append(
             {
                 "a": a,
@@ -200,6 +201,7 @@ def judged(verdicts: list[dict], scores: dict[str, list[dict]], seed: int) -> li
                 "ties": len(won) - wins - losses,
                 "losses": losses,
                 "length_controlled": stats.as_dict(stats.length_controlled(won, characters[a] - characters[b])),
+                "agreement": stats.as_dict(stats.proportion(int(agree.sum()), len(agree))) if len(agree) else None,
                 "kappa": stats.as_dict(stats.kappa(np.sign(won - 0.5)[decided], np.sign(margin)[decided])),
                 "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in rows])),
                 "detectable": stats.smallest_detectable(len(won), len(won) - wins - losses),
