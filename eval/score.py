@@ -64,7 +64,7 @@ def add_proxy(files: dict[str, list[dict]], tokenizers: dict[str, str], config: 
         same = _same_tokens(tokenizers[name], tokenizer)
         sequences = [
             tokenizer(render_prompt(row["dialogue"], tokenizer))["input_ids"]
-            + (row["completion_ids"] if same else _completion_ids(row, tokenizer))
+            + (row["completion_ids"] if same else completion_ids(row, tokenizer))
             for row in rows
         ]
         for row, value in zip(rows, score(model, sequences, config.batch_size, f"{name}: reward model"), strict=True):
@@ -103,7 +103,7 @@ def _same_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return other.get_vocab() == tokenizer.get_vocab() and other.chat_template == tokenizer.chat_template
 
 
-def _completion_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def completion_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A reply in another vocabulary, as the reward model's training had it: HH's replies begin with a space."""
     text = row["completion"].strip() if tokenizer.chat_template else " " + row["completion"].strip()
     return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * row["finished"]

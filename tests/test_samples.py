@@ -7,9 +7,12 @@ import sys
 import time
 
 import pytest
+from transformers import AutoTokenizer
 
 from eval.files import read_jsonl
 from eval.probes import load_probes, passes
+from eval.score import completion_ids
+from rlhf_trl.data import render, tokenize
 from rlhf_trl.errors import UserError
 from tests.conftest import ROOT, settings
 
@@ -67,6 +70,16 @@ def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
     assert run("samples", *options)[0] == 0
     assert replies(tmp_path) == unbroken
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("base", ["model", "gpt2"])  # HH's plain text, a chat template
+def test_a_reply_in_another_vocabulary_reads_as_the_reward_model_was_trained(world, base):
+    tokenizer = AutoTokenizer.from_pretrained(world / base)
+    pair = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello there.", "rejected": " No."}
+    trained_on = tokenize(render(pair, tokenizer), tokenizer)["chosen_ids"]
+    for text in ("Hello there.", " Hello there."):
+        assert completion_ids({"completion": text, "finished": True}, tokenizer) == trained_on
+        assert completion_ids({"completion": text, "finished": False}, tokenizer) == trained_on[:-1]
 
 
 def test_probes_are_checked(tmp_path):
