@@ -8,6 +8,9 @@ DATA    ?=
 ARGS    ?=
 PYTHON  ?= python3
 
+ifeq ($(wildcard configs/$(PROFILE)),)
+$(error there is no profile $(PROFILE); choose one of $(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+endif
 OUT       := $(RUNS)/$(PROFILE)
 CONFIG    := configs/$(PROFILE)
 INSTALLED := .venv/.installed
@@ -28,7 +31,7 @@ STEPS := data sft reward ppo grpo dpo eval-reward samples score judge
 args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
 ifneq ($(ARGS),)
 ifeq ($(filter $(STEPS),$(MAKECMDGOALS)),)
-$(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo)
+$(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo, for the report ARGS_eval)
 endif
 endif
 COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))

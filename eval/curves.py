@@ -14,7 +14,7 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 def optimisation(
     scores: dict[str, list[dict]],
-    checkpoints: dict[str, dict[int, list[dict]]],
+    checkpoints: dict[str, dict[str, list[dict]]],
     best: list[dict],
     verdicts: dict[tuple[str, str], dict[int, float]],
     seed: int,
@@ -23,7 +23,8 @@ def optimisation(
 
     Args:
         scores: rows of each policy, the reference first.
-        checkpoints: rows of each policy's checkpoints by step; they may answer only the first prompts.
+        checkpoints: rows of each policy's checkpoints by step, and of its end ("final"); they may answer only the
+            first prompts.
         best: rows of `best_of.jsonl`, all replies to one prompt in a row.
         verdicts: the judge's score of (a, b) by prompt; a checkpoint's name is that of its file.
     """
@@ -36,11 +37,12 @@ def optimisation(
 
     curves = {}
     for name in others:
-        path = [("start", reference, scores[reference])]
-        path += [
-            (f"step {s}", f"checkpoints/{name}-{s}", rows) for s, rows in sorted(checkpoints.get(name, {}).items())
-        ]
-        path += [("final", name, scores[name])]
+        known = checkpoints.get(name, {})
+        steps = sorted(known.keys() - {"final"}, key=int)
+        start = checkpoints.get(reference, {}).get("final", scores[reference])
+        path = [("start", reference, start)]
+        path += [(f"step {step}", f"checkpoints/{name}-{step}", known[step]) for step in steps]
+        path += [("final", name, known.get("final", scores[name]))]
         points = [
             {
                 "label": label,

@@ -52,8 +52,8 @@ def main() -> None:
     samples_folder = Path(config.output_dir) / "samples"
     if judge.judge_checkpoints:
         reference, *others = config.folders
-        files = sorted((samples_folder / "checkpoints").glob("*.jsonl"))
-        pairs += [(f"checkpoints/{f.stem}", reference) for f in files if f.stem.rpartition("-")[0] in others]
+        names = [path.stem.rpartition("-") for path in sorted((samples_folder / "checkpoints").glob("*.jsonl"))]
+        pairs += [(f"checkpoints/{n}-{step}", reference) for n, _, step in names if n in others and step != "final"]
     samples = read_samples(samples_folder, pairs, judge.judge_prompts)
     requests = make_requests(samples, pairs, template, judge)
     records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
@@ -67,7 +67,7 @@ def main() -> None:
         reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
         (folder / "verdicts.jsonl").unlink(missing_ok=True)  # of other replies; the transcript stays
         write_json(folder / "manifest.json", {"judge": "none", "reason": reason})
-        print(f"judge: {reason}, so no judge ran")
+        print(f"judge: {reason}, so no judge ran and there are no verdicts (the transcript, if any, is kept)")
         return
 
     manifest = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from eval import figures
 from eval.config import CONFIGS, EvalConfig
 from eval.files import read_jsonl, render, replaced, write_json
-from eval.summary import claims, column, summarise
+from eval.summary import claims, column, headline, summarise
 from rlhf_trl.config import parse
 
 
@@ -38,7 +38,7 @@ def write_report(config: EvalConfig) -> Path:
         captions = draw(summary, root, config, staging)
         context = {
             "summary": summary,
-            "unbeaten": unbeaten,
+            "headline": headline(summary["comparisons"], unbeaten),
             "sentences": sentences,
             "missing": summary["missing"],
             "figures": captions,

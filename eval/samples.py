@@ -5,7 +5,7 @@
 
 Writes to OUTPUT_DIR/samples one reply a line, with its token ids and its log-probability:
     NAME.jsonl                   each policy, and the untouched base model
-    checkpoints/NAME-STEP.jsonl  the checkpoints of a policy's run, on the first `curve_prompts` prompts
+    checkpoints/NAME-STEP.jsonl  the checkpoints of a policy's run and its end, on the first `curve_prompts` prompts
     best_of.jsonl                `best_of` replies of the reference to each of them
     probes/NAME.jsonl            replies to the failure-mode probes
 A run that was cut off goes on where it was; what was made from other weights or settings is made again.
@@ -80,20 +80,23 @@ def jobs(config: EvalConfig, dialogues: list[str], probes: list[str]) -> list[Jo
     """All replies that an evaluation needs; the base model uses the reference's tokenizer."""
     models = config.folders
     reference = next(iter(models.values()))
-    tokenizers = dict(models)
     base = _base(config)
-    if base:
-        models = {"base": base} | models
-        tokenizers["base"] = reference
-    result = [Job(name, models[name], tokenizers[name], dialogues) for name in models]
+    sources = ({"base": (base, reference)} if base else {}) | {
+        name: (folder, folder) for name, folder in models.items()
+    }
+    result = [Job(name, *source, dialogues) for name, source in sources.items()]
     if probes:
-        result += [Job(f"probes/{name}", models[name], tokenizers[name], probes) for name in models]
+        result += [Job(f"probes/{name}", *source, probes) for name, source in sources.items()]
     first = dialogues[: config.curve_prompts]
     if first:
         replicated = [dialogue for dialogue in first for _ in range(config.best_of)]
         result.append(Job("best_of", reference, reference, replicated))
-        for name, folder in config.folders.items():
-            for path in sorted(Path(folder).glob("checkpoint-*"), key=_step):
+        # Start and end of the curves are drawn as the checkpoints are, so that no point has luck of its own
+        paths = {name: sorted(Path(folder).glob("checkpoint-*"), key=_step) for name, folder in models.items()}
+        for name, folder in models.items() if any(paths.values()) else ():
+            if paths[name] or folder == reference:
+                result.append(Job(f"checkpoints/{name}-final", folder, folder, first))
+            for path in paths[name]:
                 result.append(Job(f"checkpoints/{name}-{_step(path)}", str(path), folder, first))
     return result
 

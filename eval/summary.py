@@ -121,24 +121,34 @@ def claims(comparisons: list[dict]) -> tuple[list[str], list[str]]:
     sentences = []
     for c in comparisons:
         a, b = c["a"].upper(), c["b"].upper()
-        judged = c["measure"] == "win rate"
-        if not c["better"]:
-            claim = f"No difference in {c['measure']} is shown between {a} and {b}"
-        elif judged:
-            winner, loser = (a, b) if c["better"] == c["a"] else (b, a)
-            claim = f"The judge prefers {winner}'s replies to {loser}'s"
+        lower, upper = c["ci"]
+        if c["measure"] == "win rate":
+            mean, won, lost = c["mean"], c["wins"], c["losses"]
+            if c["better"] == c["b"]:  # the winner's view
+                a, b, mean, lower, upper, won, lost = b, a, 1 - mean, 1 - upper, 1 - lower, lost, won
+            claim = f"The judge prefers {a}'s replies to {b}'s" if c["better"] else None
+            value = f"{a} won {won} prompts and lost {lost}; its win rate {mean:.2f}, 95% CI {lower:.2f} to {upper:.2f}"
         else:
             claim = f"{a}'s {c['measure']} is {'higher' if c['better'] == c['a'] else 'lower'} than {b}'s"
-        lower, upper = (f"{bound:.2f}" if judged else f"{bound:+.2f}" for bound in c["ci"])
-        value = (
-            f"{a} won {c['wins']} prompts and lost {c['losses']}; its win rate {c['mean']:.2f}"
-            if judged
-            else f"difference {c['mean']:+.2f}"
-        )
-        sentences.append(
-            f"{claim} ({value}, 95% CI {lower} to {upper}; p = {c['p_holm']:.2g} after Holm's correction)."
-        )
+            value = f"difference {c['mean']:+.2f}, 95% CI {lower:+.2f} to {upper:+.2f}"
+        if not c["better"]:
+            claim = f"No difference in {c['measure']} is shown between {a} and {b}"
+        sentences.append(f"{claim} ({value}; p = {c['p_holm']:.2g} after Holm's correction).")
     return [name for name in names if name not in beaten], sentences
+
+
+def headline(comparisons: list[dict], unbeaten: list[str]) -> str:
+    """The report's first sentence: the policy that is better than all others, or those not shown to be worse."""
+    by = {
+        "win rate": "By the judge",
+        "gold reward": "By the gold reward",
+        "proxy reward": "By the proxy reward, which PPO and GRPO are trained on",
+    }[comparisons[0]["measure"]]
+    names = {name for c in comparisons for name in (c["a"], c["b"])}
+    for name in unbeaten:
+        if sum(c["better"] == name for c in comparisons) == len(names) - 1:
+            return f"{by}, {name.upper()} is better than every other policy compared."
+    return f"{by}, no other policy is shown to be better than {' or '.join(map(str.upper, unbeaten))}."
 
 
 def column(rows: list[dict], name: str) -> np.ndarray:
@@ -237,11 +247,11 @@ def _flags(optimisation: dict) -> list[str]:
 
 
 def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], seed: int) -> dict:
-    checkpoints: dict[str, dict[int, list[dict]]] = {}
+    checkpoints: dict[str, dict[str, list[dict]]] = {}
     for path in (root / "scores" / "checkpoints").glob("*.jsonl"):
         name, _, step = path.stem.rpartition("-")
         if name in policies:
-            checkpoints.setdefault(name, {})[int(step)] = read_jsonl(path)
+            checkpoints.setdefault(name, {})[step] = read_jsonl(path)
     scores: dict[tuple[str, str], dict[int, float]] = {}
     for verdict in verdicts:
         scores.setdefault((verdict["a"], verdict["b"]), {})[verdict["prompt"]] = verdict["score"]

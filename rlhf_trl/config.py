@@ -60,7 +60,7 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the options below")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     options = {action.dest: action for action in parser._actions}
     if "bf16" in options:
         import torch

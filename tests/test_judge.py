@@ -369,7 +369,10 @@ def test_dry_run_writes_nothing(judge, folder, server, monkeypatch):
 def test_without_a_judge(judge, folder, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     code, line, _ = judge(url=None)
-    assert code == 0 and line == "judge: no OPENAI_API_KEY and no base_url, so no judge ran"
+    assert code == 0 and line == (
+        "judge: no OPENAI_API_KEY and no base_url, so no judge ran and there are no verdicts "
+        "(the transcript, if any, is kept)"
+    )
     assert manifest(folder) == {"judge": "none", "reason": "no OPENAI_API_KEY and no base_url"}
     assert judge()[0] == 0  # a server of one's own may need no key
     transcript = (folder / "judge/transcript.jsonl").read_text()

@@ -124,15 +124,15 @@ def test_numbers_and_claims_follow_the_files(tmp_path):
     score = f"PPO won {ppo['wins']} prompts and lost {ppo['losses']}; its win rate {ppo['mean']:.2f}"
     assert sentences[0].startswith(f"The judge prefers PPO's replies to SFT's ({score}")
     assert sentences[1].startswith("No difference in win rate is shown between DPO and SFT")
-    assert sentences[2].startswith("The judge prefers PPO's replies to DPO's (DPO won")
+    assert sentences[2].startswith("The judge prefers PPO's replies to DPO's (PPO won")
 
     text = (write_report(config) / "ANALYSIS.md").read_text()
-    assert "**By the judge, not shown to be worse than another of those compared: PPO.**" in text
+    assert "**By the judge, PPO is better than every other policy compared.**" in text
     for sentence in sentences:
         assert sentence in text
     made_up_run(tmp_path / "run", 3, 100, ppo_wins=0.0)
     text = (write_report(config) / "ANALYSIS.md").read_text()
-    assert "not shown to be worse than another of those compared: SFT, PPO, DPO.**" in text
+    assert "**By the judge, no other policy is shown to be better than SFT or PPO or DPO.**" in text
 
 
 def test_missing_stages_are_said_to_be_missing(tmp_path):
@@ -188,7 +188,7 @@ def curve(gold, proxy=(0.0, 1.0, 2.0), prompts=100, seed=0):
         ]
         for g, p in zip(gold, proxy, strict=True)
     )
-    return optimisation({"sft": start, "ppo": end}, {"ppo": {5: middle}}, [], {}, seed)
+    return optimisation({"sft": start, "ppo": end}, {"ppo": {"5": middle}}, [], {}, seed)
 
 
 def test_over_optimisation_is_flagged_where_a_rise_of_the_proxy_costs_gold():
