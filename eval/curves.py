@@ -120,7 +120,7 @@ def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dic
 def _judged(key: str, reference: str, verdicts: dict[tuple[str, str], dict[int, float]], size: int) -> np.ndarray:
     """The judge's score against the reference by prompt, shape (size,), nan where there is none."""
     if key == reference:
-        return np.full(size, 0.5)
+        return np.full(size, 0.5 if verdicts else np.nan)
     scores = verdicts.get((key, reference), {})
     return np.array([scores.get(i, np.nan) for i in range(size)])
 

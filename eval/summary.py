@@ -148,6 +148,8 @@ def headline(comparisons: list[dict], unbeaten: list[str]) -> str:
     for name in unbeaten:
         if sum(c["better"] == name for c in comparisons) == len(names) - 1:
             return f"{by}, {name.upper()} is better than every other policy compared."
+    if len(unbeaten) == len(names):
+        return f"{by}, no policy is shown to be better than another."
     return f"{by}, no other policy is shown to be better than {' or '.join(map(str.upper, unbeaten))}."
 
 
