@@ -12,8 +12,6 @@ from pathlib import Path
 from eval.config import CONFIGS
 from rlhf_trl.config import parse
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source
-from rlhf_trl.models import is_reward_model
 
 
 def main() -> None:
@@ -26,13 +24,6 @@ def main() -> None:
         raise UserError(
             "name two policies or more before the options, each once: compare a=FOLDER b=FOLDER --config FILE"
         )
-    for policy in policies:
-        check_source(policy.partition("=")[2] or str(Path(config.output_dir) / policy))
-    if not is_reward_model(config.reward_model_folder):
-        raise UserError(
-            f"{config.reward_model_folder} holds no reward model; make one with 'make reward' or set reward_model"
-        )
-
     paths = [policy if "=" in policy else f"{policy}={Path(config.output_dir) / policy}" for policy in policies]
     folder = Path(config.output_dir) / "compare" / "-".join(names)
     places = ["--policies", *paths, "--output_dir", str(folder), "--reward_model", config.reward_model_folder]

@@ -98,7 +98,7 @@ def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dic
     contrasts = []
     for name, points in curves.items():
         for point, end in ((point, points[-1]) for point in points[:-1]):
-            both = ~np.isnan(point[truth] + end[truth])
+            both = ~np.isnan(point["proxy"] + end["proxy"] + point[truth] + end[truth])
             if both.sum() < 2:
                 continue
             proxy, true = ((end[m] - point[m])[both] for m in ("proxy", truth))

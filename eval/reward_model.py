@@ -52,7 +52,7 @@ def main() -> None:
     data_config, config, _, padding = parse(__doc__, *CONFIGS, PadConfig)
     root = Path(config.output_dir)
     source = config.reward_model_folder
-    check_reward_model(source)
+    check_classifier(source)
     tokenizer = load_tokenizer(source, padding.pad_token)
     pairs, left_out = load_held_out(data_config, tokenizer, config.seed)
 
@@ -106,7 +106,7 @@ def main() -> None:
     print(f"The reward model's card is {folder / 'CARD.md'}")
 
 
-def check_reward_model(source: str) -> None:
+def check_classifier(source: str) -> None:
     """Find out from its config alone whether a folder or hub name is a model with one score per sequence.
 
     Raises:

@@ -21,9 +21,8 @@ from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
 from rlhf_trl.config import parse
 from rlhf_trl.data import load_tokenizer, render_prompt
-from rlhf_trl.hub import check_source
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import batches, load_reward_model, score
+from rlhf_trl.rewards import batches, check_reward_model, load_reward_model, score
 from rlhf_trl.runs import weights_hash
 
 
@@ -31,7 +30,7 @@ def main() -> None:
     _, config, _ = parse(__doc__, *CONFIGS)
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    check_source(config.reward_model_folder)
+    check_reward_model(config.reward_model_folder)
     samples.main()
     sampled = json.loads((root / "samples" / "manifest.json").read_text())
     tokenizers = {name: file["tokenizer"] for name, file in sampled["files"].items()}

@@ -33,6 +33,16 @@ class StandardisedHead(nn.Module):
         return (self.head(hidden).float() - self.mean) / self.std  # bfloat16 would round scores near 1 to 1/128
 
 
+def check_reward_model(folder: str) -> None:
+    """Find out early, without loading it, whether a folder holds a reward model with the scale of its scores.
+
+    Raises:
+        UserError: the folder is not one that the reward recipe made.
+    """
+    if not is_reward_model(folder):
+        raise UserError(f"{folder} holds no reward model; make one with 'make reward' and name its run folder")
+
+
 def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
     """A trained reward model, in eval mode, that gives standardised scores.
 
@@ -41,8 +51,7 @@ def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
     Raises:
         UserError: the folder is not one that the reward recipe made.
     """
-    if not is_reward_model(folder):
-        raise UserError(f"{folder} holds no reward model; make one with 'make reward' and name its run folder")
+    check_reward_model(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
     model.score = StandardisedHead(model.score, model.config.reward_mean, model.config.reward_std)
     return model.eval()

@@ -116,7 +116,7 @@ def test_each_command_names_the_one_to_run_first(run, world, tmp_path):
     config = settings(tmp_path, "eval", world)
     for command, message in {
         "samples": "does not exist",
-        "score": "does not exist",
+        "score": "holds no reward model; make one with 'make reward'",
         "judge": "run 'make samples' first",
         "report": "run 'make score' first",
         "reward-model": "does not exist",

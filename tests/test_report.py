@@ -216,6 +216,10 @@ def test_without_gold_the_judge_is_the_truth():
     verdicts = {("ppo", "sft"): {i: 0.0 if i % 4 else 1.0 for i in range(60)}}
     result = optimisation(policies, {}, [], verdicts, 0)
     assert [(c["curve"], c["true"]) for c in result["overoptimised"]] == [("ppo", -0.25)]
+    # the curve's own replies may be to fewer prompts than were judged
+    ends = {name: {"final": rows[:40]} for name, rows in policies.items()}
+    result = optimisation(policies, ends, [], verdicts, 0)
+    assert [(c["curve"], c["true"]) for c in result["overoptimised"]] == [("ppo", -0.25)]
 
 
 @pytest.mark.parametrize("measure", ["gold", "judge"])
