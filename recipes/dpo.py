@@ -14,12 +14,12 @@ from rlhf_trl.errors import cli
 def main() -> None:
     from trl import DPOConfig, DPOTrainer, ModelConfig
 
-    from rlhf_trl.config import parse
+    from rlhf_trl.config import RunConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, load_causal_lm, lora
     from rlhf_trl.runs import Run
 
-    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, DPOConfig)
+    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, DPOConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load
@@ -28,7 +28,8 @@ def main() -> None:
     pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
 
     # Build: with LoRA the reference is the model with its adapter off, else TRL loads a second copy
-    run = Run(args, data_config, model_config)
+    parents = {"model": model_config.model_name_or_path}
+    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = DPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         args=args,
@@ -39,8 +40,8 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    run.publish(trainer, model, tokenizer, data_config, pairs, {"model": model_config.model_name_or_path})
+    if run.is_main:
+        run.publish()
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from rlhf_trl.errors import cli
 def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-    from rlhf_trl.config import RewardModelConfig, parse
+    from rlhf_trl.config import RewardModelConfig, RunConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, device, load_causal_lm, load_options, lora
     from rlhf_trl.rewards import grpo_reward, load_reward_model
     from rlhf_trl.runs import Run
 
-    data_config, model_config, reward_config, args = parse(
-        __doc__, DataConfig, ModelConfig, RewardModelConfig, GRPOConfig
+    data_config, model_config, reward_config, run_config, args = parse(
+        __doc__, DataConfig, ModelConfig, RewardModelConfig, RunConfig, GRPOConfig
     )
 
     # Load
@@ -28,7 +28,10 @@ def main() -> None:
     prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
 
     # Build
-    run = Run(args, data_config, model_config, reward_config)
+    parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
+    run = Run(
+        args, data_config, model_config, reward_config, data=prompts, parents=parents, fresh=run_config.fresh
+    )
     trainer = GRPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         reward_funcs=grpo_reward(
@@ -42,9 +45,8 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
-    run.publish(trainer, model, tokenizer, data_config, prompts, parents)
+    if run.is_main:
+        run.publish()
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ def main() -> None:
     from trl import ModelConfig
     from trl.experimental.ppo import PPOConfig
 
-    from rlhf_trl.config import parse
+    from rlhf_trl.config import RunConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, load_causal_lm, load_options, lora
-    from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, load_value_model
+    from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, check_launch, load_value_model
     from rlhf_trl.rewards import load_reward_model
     from rlhf_trl.runs import Run
 
-    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, PPOConfig)
+    check_launch()
+    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, PPOConfig)
 
     # Load
     tokenizer = load_tokenizer(model_config.model_name_or_path)
@@ -31,7 +32,8 @@ def main() -> None:
     check_batches(args, len(prompts))
 
     # Build: with LoRA the reference is the policy with its adapter off, else TRL makes a copy
-    run = Run(args, data_config, model_config)
+    parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
+    run = Run(args, data_config, model_config, data=prompts, parents=parents, fresh=run_config.fresh)
     trainer = CorrectedPPOTrainer(
         args=args,
         processing_class=tokenizer,
@@ -47,8 +49,8 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
-    run.publish(trainer, trainer.policy_model, tokenizer, data_config, prompts, parents)
+    if run.is_main:
+        run.publish()
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ from rlhf_trl.errors import cli
 
 @cli
 def main() -> None:
+    from accelerate.utils.memory import clear_device_cache
     from trl import ModelConfig, RewardConfig, RewardTrainer
 
-    from rlhf_trl.config import parse
+    from rlhf_trl.config import RunConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
-    from rlhf_trl.models import check_context, device, load_sequence_classifier, lora, merged
+    from rlhf_trl.models import check_context, device, load_merged, load_sequence_classifier, lora
     from rlhf_trl.rewards import score
     from rlhf_trl.runs import Run
 
-    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, RewardConfig)
+    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, RewardConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load: pairs in the one form in which every user of the reward model gives it its input
@@ -37,7 +38,8 @@ def main() -> None:
     held_out = build_dataset(replace(data_config, max_rows=256), "gold", tokenizer, args.seed)
 
     # Build
-    run = Run(args, data_config, model_config)
+    parents = {"model": model_config.model_name_or_path}
+    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = RewardTrainer(
         model=load_sequence_classifier(model_config, tokenizer),
         args=args,
@@ -48,13 +50,17 @@ def main() -> None:
 
     # Train
     run.train(trainer)
-    model = merged(trainer.accelerator.unwrap_model(trainer.model), model_config).eval().to(device())
+    if not run.is_main:
+        return
+    del trainer
+    clear_device_cache(garbage_collection=True)  # makes room for the model as it was saved
 
     # Save, with the scale of the scores
+    model = load_merged(run.staging, "SEQ_CLS", tokenizer, model_config).eval().to(device())
     chosen = [prompt + ids for prompt, ids in zip(held_out["prompt_ids"], held_out["chosen_ids"], strict=True)]
     chosen = score(model, chosen, args.per_device_eval_batch_size, progress="Scale of the scores")
     model.config.reward_mean, model.config.reward_std = chosen.mean().item(), chosen.std().item()
-    run.publish(trainer, model, tokenizer, data_config, pairs, {"model": model_config.model_name_or_path})
+    run.publish(model)
 
 
 if __name__ == "__main__":

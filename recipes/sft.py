@@ -14,12 +14,12 @@ from rlhf_trl.errors import cli
 def main() -> None:
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
-    from rlhf_trl.config import parse
+    from rlhf_trl.config import RunConfig, parse
     from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
-    from rlhf_trl.models import check_context, load_causal_lm, lora, merged
+    from rlhf_trl.models import check_context, load_causal_lm, load_merged, lora
     from rlhf_trl.runs import Run
 
-    data_config, model_config, args = parse(__doc__, DataConfig, ModelConfig, SFTConfig)
+    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, SFTConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load: completion-only examples, tokenized the way the policy will later meet them
@@ -36,7 +36,8 @@ def main() -> None:
     )
 
     # Build
-    run = Run(args, data_config, model_config)
+    parents = {"model": model_config.model_name_or_path}
+    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = SFTTrainer(
         model=load_causal_lm(model_config, tokenizer),
         args=args,
@@ -47,8 +48,8 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    model = merged(trainer.accelerator.unwrap_model(trainer.model), model_config)
-    run.publish(trainer, model, tokenizer, data_config, pairs, {"model": model_config.model_name_or_path})
+    if run.is_main:
+        run.publish(load_merged(run.staging, "CAUSAL_LM", tokenizer, model_config))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,27 @@ from rlhf_trl.errors import UserError, check_writable
 # that would take ten seconds, and most commands need none of them.
 LENGTHS = {"max_length": "max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
-    "PPOConfig": {"max_steps": "total_episodes", "bf16": "dtype: bfloat16", "fp16": "dtype: float16"},
+    "PPOConfig": {
+        "max_steps": "total_episodes",
+        "bf16": "dtype: bfloat16",
+        "fp16": "dtype: float16",
+        "deepspeed": "LAUNCH=ddp",
+        "fsdp": "LAUNCH=ddp",
+    },
     "SFTConfig": LENGTHS,
     "RewardConfig": LENGTHS,
     "DPOConfig": LENGTHS,
 }
+
+
+@dataclass
+class RunConfig:
+    """How a training run is started."""
+
+    fresh: bool = field(
+        default=False,
+        metadata={"help": "Throw away what a killed run left, instead of going on from its last complete checkpoint."},
+    )
 
 
 @dataclass
@@ -90,7 +106,7 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
         *parsed, _, rest = parser.parse_args_into_dataclasses(
             from_file + argv, return_remaining_strings=True, look_for_args_file=False
         )
-    except (UserError, ValueError, TypeError) as error:
+    except (UserError, ValueError, TypeError, ImportError) as error:  # the last: a package that an option needs
         raise UserError(f"{config or 'options'}: {error}") from error
     if rest:
         raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))

@@ -4,9 +4,18 @@ import functools
 import gc
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+# For a process that is not its machine's first: no progress bars, no warnings
+SILENCE = {
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 class UserError(Exception):
@@ -16,11 +25,17 @@ class UserError(Exception):
 def cli(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a `UserError` raised by `main` into one line on stderr and exit code 2.
 
-    `RLHF_TRL_TRACEBACK=1` in the environment shows the traceback instead.
+    `RLHF_TRL_TRACEBACK=1` in the environment shows the traceback instead. Of several processes of one
+    machine only the first speaks.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
+        speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not speaks:
+            os.environ |= SILENCE
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            warnings.simplefilter("ignore")
         gc.disable()  # a quarter of the time that the imports in `main` take; `parse` enables it again
         # what our dependencies' next versions will change: the pins protect from it
         warnings.simplefilter("ignore", FutureWarning)
@@ -30,8 +45,14 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             if os.environ.get("RLHF_TRL_TRACEBACK"):
                 raise
+            if not speaks:  # the first process says the same, and then the launcher ends this one
+                time.sleep(30)
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            if speaks:
+                print("interrupted; the same command goes on from what was complete", file=sys.stderr)
+            sys.exit(130)
 
     return wrapper
 

@@ -2,16 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from peft import (
     AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
     get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from transformers import (
     AutoConfig,
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -56,24 +59,17 @@ def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     Whatever else a model's own generation config asks for (a repetition penalty, top-p) would make
     samples come from another distribution than the one whose log-probabilities training computes.
     """
-    # peft writes this name into the adapter's config; an absolute path can be loaded from anywhere
-    name = (
-        os.path.abspath(model.model_name_or_path)
-        if Path(model.model_name_or_path).is_dir()
-        else model.model_name_or_path
-    )
-    lm = AutoModelForCausalLM.from_pretrained(name, **load_options(model), revision=model.model_revision)
-    lm.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return _fit_vocabulary(lm, tokenizer)
+    lm = AutoModelForCausalLM.from_pretrained(_source(model), **load_options(model), revision=model.model_revision)
+    return _fit_to(tokenizer, lm)
 
 
 def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with one score per sequence, read at the last token before the padding."""
     with suppress_seqcls_warning():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model.model_name_or_path, num_labels=1, **load_options(model), revision=model.model_revision
+            _source(model), num_labels=1, **load_options(model), revision=model.model_revision
         )
-    return _fit_vocabulary(classifier, tokenizer)
+    return _fit_to(tokenizer, classifier)
 
 
 def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
@@ -81,6 +77,7 @@ def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
     peft_config = get_peft_config(model)
     if peft_config is not None:
         peft_config.task_type = task_type
+        peft_config.revision = model.model_revision  # of the base, for whoever loads the adapter
     return peft_config
 
 
@@ -89,23 +86,32 @@ def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedMo
     return get_peft_model(model, peft_config).get_base_model()
 
 
-def merged(model: PreTrainedModel | PeftModel, config: ModelConfig) -> PreTrainedModel:
-    """The model with its adapter merged; the base of a quantized one is loaded again unquantized,
-    because merging into 4-bit weights would round the adapter away."""
-    if not isinstance(model, PeftModel):
-        return model
-    if getattr(model, "is_quantized", False):
-        base = type(model.get_base_model()).from_pretrained(
-            config.model_name_or_path,
-            revision=config.model_revision,
-            dtype=config.dtype,
-            config=_unquantized(model.get_base_model().config),
-        )
-        base.resize_token_embeddings(model.get_base_model().get_input_embeddings().num_embeddings)
-        target = get_peft_model(base, model.peft_config["default"])
-        set_peft_model_state_dict(target, get_peft_model_state_dict(model))
-        model = target
-    return model.merge_and_unload()
+def load_merged(
+    folder: Path, task_type: str, tokenizer: PreTrainedTokenizerBase, model: ModelConfig
+) -> PreTrainedModel:
+    """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
+    into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""
+    adapter = (folder / "adapter_config.json").exists()
+    if task_type == "CAUSAL_LM":
+        loader, options = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM), {}
+    else:
+        loader = AutoPeftModelForSequenceClassification if adapter else AutoModelForSequenceClassification
+        options = {"num_labels": 1}
+    with suppress_seqcls_warning(), whole_weights():
+        trained = loader.from_pretrained(folder, dtype=model.dtype, **options)
+        return _fit_to(tokenizer, trained.merge_and_unload() if adapter else trained)
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """For loading a model that the trainer does not get: under DeepSpeed's ZeRO-3, transformers would leave each
+    process a share of any model's weights."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def check_context(model: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:
@@ -133,20 +139,22 @@ def is_reward_model(folder: str) -> bool:
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    """This process's accelerator if there is one, else the CPU."""
+    return PartialState().device
 
 
-def _unquantized(config):
-    config = type(config).from_dict(config.to_dict())
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
+def _source(model: ModelConfig) -> str:
+    # peft writes this name into the adapter's config; an absolute path can be loaded from anywhere
+    name = model.model_name_or_path
+    return os.path.abspath(name) if Path(name).is_dir() else name
 
 
-def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _fit_to(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedModel:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return model

@@ -1,20 +1,39 @@
 """TRL's PPOTrainer with its defects corrected. The loop itself is TRL's (1.12, the last release with it)."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import SeedableRandomSampler
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import inject_lora
 from rlhf_trl.rewards import load_reward_model
 
+VALUE_MODEL = "value_model.pt"  # in a checkpoint
+
 
 class CorrectedPPOTrainer(PPOTrainer):
-    """PPOTrainer as its configuration describes it.
+    """PPOTrainer as its configuration describes it, on one process or on several under DDP.
 
-    Each method below is one correction. They concern a single process.
+    Each method is one correction. Those that concern the models are made where all recipes load them: clean
+    generation settings (`models.load_causal_lm`), dtype (`models.load_options`), LoRA on a value model that starts
+    from the reward model (`load_value_model`), a centred reward (`rewards.StandardisedHead`); and `check_batches` and
+    `models.check_context` refuse data on which the loop would hang or crash.
+
+    Left as it is, because it cannot be changed without copying the loop: `val/num_eos_tokens` counts the main
+    process's replies only, and the scores of a whole local batch are kept (batch x length x vocabulary x 4 bytes).
     """
+
+    is_distributed_loading_by_transformers = False  # Trainer.__init__, which TRL never calls, would set it
 
     def __init__(self, args: PPOConfig, model, value_model, peft_config: LoraConfig | None = None, **kwargs) -> None:
         if peft_config is not None:  # TRL would cast the norms of a 4-bit policy to another dtype than its head's
@@ -23,6 +42,8 @@ class CorrectedPPOTrainer(PPOTrainer):
         super().__init__(args=args, model=model, value_model=value_model, **kwargs)
         self._step_once_per_mini_batch()
         self._clip_gradients()
+        self._order_prompts_by_seed()
+        self._show_what_wrappers_hide()
 
     def _step_once_per_mini_batch(self) -> None:
         """TRL accumulates over the whole batch, so `num_mini_batches` would add no optimizer steps; and it
@@ -42,17 +63,83 @@ class CorrectedPPOTrainer(PPOTrainer):
 
             self.optimizer.optimizer.register_step_pre_hook(clip)
 
+    def _order_prompts_by_seed(self) -> None:
+        """TRL shuffles by the global random state, which a resumed run cannot have again at the start of a pass."""
+        self.sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.local_dataloader_batch_size,
+            sampler=self.sampler,
+            generator=torch.Generator(),  # or each pass would draw from the global state
+            collate_fn=self.data_collator,
+            drop_last=True,
+        )
+        self.dataloader = self.accelerator.prepare(loader)
+
+    def _show_what_wrappers_hide(self) -> None:
+        """TRL and Trainer read attributes of the model that TRL's wrapper of policy and value model, or DDP's around
+        it, does not have."""
+        wrapper = self.accelerator.unwrap_model(self.model)
+        wrapper._keys_to_ignore_on_save = self.policy_model._keys_to_ignore_on_save
+        if self.model is not wrapper:
+            for name in ("policy", "value_model", "config", "_keys_to_ignore_on_save"):
+                self.model.__dict__[name] = getattr(wrapper, name)  # set plainly, a module would be registered twice
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL averages statistics over `num_mini_batches` times too many slots, the rest of them zero."""
         slots = self.args.num_mini_batches
         if "val/ratio" in logs and slots > 1:
-            filled = self.args.num_ppo_epochs * self.args.gradient_accumulation_steps
+            filled = self.args.num_ppo_epochs * self.args.gradient_accumulation_steps * self.args.world_size
             total = filled * slots
             square_sum = logs["val/ratio_var"] * (total - 1) + total * logs["val/ratio"] ** 2
             for name in DILUTED:
                 logs[name] *= slots
             logs["val/ratio_var"] = (square_sum - filled * logs["val/ratio"] ** 2) / (filled - 1)
         super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """TRL leaves the value model out of its checkpoints."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            trained = {name: p for name, p in self.value_model.named_parameters() if p.requires_grad}
+            torch.save(trained, Path(output_dir) / VALUE_MODEL)
+
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
+        """TRL's loop always starts at step 0. From a checkpoint, it runs what is left: with the policy, value model,
+        optimizer, scheduler, counters, random state and place in the data of the run that wrote it."""
+        total = self.args.num_total_batches
+        if resume_from_checkpoint is not None:
+            checkpoint = Path(resume_from_checkpoint)
+            self._load_from_checkpoint(resume_from_checkpoint, self.policy_model)
+            self.value_model.load_state_dict(_load(checkpoint / VALUE_MODEL), strict=False)
+            self.optimizer.load_state_dict(_load(checkpoint / OPTIMIZER_NAME))
+            self.lr_scheduler.load_state_dict(_load(checkpoint / SCHEDULER_NAME))
+            before = OnlineTrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            self.dataloader = self._batches_after(before.global_step, self.dataloader)
+            self.callback_handler.callbacks.insert(0, _Counters(before, total))  # before the progress bar
+            self.args.num_total_batches -= before.global_step
+            self._load_rng_state(resume_from_checkpoint)
+        super().train()
+        self.args.num_total_batches = total
+
+    def _batches_after(self, done: int, loader: DataLoader) -> Iterator[dict]:
+        loader.iteration, loader.skip_batches = divmod(done, len(loader))
+        self.sampler.set_epoch(loader.iteration)  # the loader passes it on where it is not sharded
+        while True:
+            yield from loader
+            loader.skip_batches = 0
+
+
+class _Counters(TrainerCallback):
+    """Sets the counters of a resumed run after TRL has reset them."""
+
+    def __init__(self, before: OnlineTrainerState, total: int) -> None:
+        self.before, self.total = before, total
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        state.global_step, state.episode = self.before.global_step, self.before.episode
+        state.max_steps = self.total
+        state.compute_steps(args, self.total)
 
 
 DILUTED = (
@@ -66,17 +153,30 @@ DILUTED = (
 )
 
 
+def check_launch() -> None:
+    """Refuse launchers under which TRL's PPO cannot train or save.
+
+    Raises:
+        UserError: DeepSpeed (ZeRO) or FSDP.
+    """
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true":  # as accelerate's launcher sets it
+            raise UserError(f"PPO does not work with {name}; launch it with DDP (LAUNCH=ddp) or on one GPU")
+
+
 def check_batches(args: PPOConfig, prompts: int) -> None:
     """Refuse settings under which TRL's loop hangs or fails late.
 
     Raises:
         UserError: fewer rows than one batch (TRL would spin for ever), or batches that do not divide.
     """
-    local_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if prompts < local_batch:
+    processes = PartialState().num_processes
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    if prompts < batch:
         raise UserError(
-            f"PPO needs at least one batch of {local_batch} prompts (per_device_train_batch_size x "
-            f"gradient_accumulation_steps) and the data has {prompts}; use more data or smaller batches"
+            f"PPO needs at least one batch of {batch} prompts (per_device_train_batch_size x "
+            f"gradient_accumulation_steps x {processes} processes) and the data has {prompts}; use more data or "
+            "smaller batches"
         )
     if args.gradient_accumulation_steps % args.num_mini_batches:
         raise UserError(
@@ -100,3 +200,7 @@ def _configure_checkpointing(args: PPOConfig, *models) -> None:
         for model in models:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
+
+
+def _load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_trl.errors import UserError
-from rlhf_trl.models import is_reward_model
+from rlhf_trl.models import is_reward_model, whole_weights
 
 
 class StandardisedHead(nn.Module):
@@ -52,7 +52,8 @@ def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
         UserError: the folder is not one that the reward recipe made.
     """
     check_reward_model(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
+    with whole_weights():
+        model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
     model.score = StandardisedHead(model.score, model.config.reward_mean, model.config.reward_std)
     return model.eval()
 

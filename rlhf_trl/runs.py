@@ -1,14 +1,16 @@
 """Run folders: everything a training run leaves behind, in place only when complete.
 
 A run trains in `NAME.partial` beside its final folder and is renamed at the end, so that a folder with
-the final name always holds a finished run.
+the final name always holds a finished run. One that was killed goes on from its last complete checkpoint.
 """
 
 import hashlib
 import json
+import os
 import platform
 import resource
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,114 +20,194 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import gather
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rlhf_trl.data import DataConfig, fingerprint
+from rlhf_trl.data import fingerprint
+from rlhf_trl.errors import UserError
 
 PACKAGES = ("trl", "transformers", "peft", "accelerate", "datasets", "torch")
 
+# What a run leaves on its way: each is written when what it tells of is complete
+STARTED = "started.json"  # in the staging folder: from what, and with which settings
+SEALED = "sealed.json"  # in a checkpoint: it can be gone on from; how far the record was then
+TRAINED = "trained.json"  # in the staging folder: training is over and the model saved; what it cost
+
+# Settings after whose change a checkpoint cannot be loaded, and those that do not change the result
+STRUCTURE = ("lora_", "use_peft", "use_rslora", "use_dora", "load_in_", "dtype", "optim")
+NO_MATTER = ("log", "save_", "eval_", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name")
+
 
 class Run:
-    """One training run: opens the staging folder, records what happens, publishes the result.
+    """One training run: opens its staging folder or goes on in it, trains, publishes the result.
 
-    Opening one seeds every random generator and points `args.output_dir` at the staging folder.
+    Opening one seeds every random generator and points `args.output_dir` at the staging folder. Of several
+    processes each has its own `Run`, and the main one writes.
+
+    Args:
+        args: the trainer's arguments.
+        configs: the other dataclasses that hold settings; one of them has `dataset`.
+        data: the rows trained on.
+        parents: the models this run is made from, as `{"model": folder, "reward_model": folder}`.
+        fresh: throw away what a killed run left.
+
+    Raises:
+        UserError: a killed run is there that was made from other data, models or model settings.
     """
 
-    def __init__(self, args: TrainingArguments, *configs: Any) -> None:
+    def __init__(
+        self, args: TrainingArguments, *configs: Any, data: Dataset, parents: dict[str, str], fresh: bool
+    ) -> None:
         self.folder = Path(args.output_dir)
         self.staging = self.folder.with_name(self.folder.name + ".partial")
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(parents=True)
+        self.is_main = PartialState().is_main_process
+        if self.is_main:
+            self._open(_settings(args, *configs), data, parents, fresh)
+        PartialState().wait_for_everyone()
         args.output_dir = str(self.staging)
-        self.configs = (*configs, args)
-        self.seed = args.seed
-        self.record = Recorder(self.staging / "metrics.jsonl")
+        self.recorder = Recorder(self.staging / "metrics.jsonl", args.save_total_limit)
+        args.save_total_limit = None  # the recorder deletes old checkpoints, and only when a newer one is complete
         set_seed(args.seed)
 
     def train(self, trainer: Trainer) -> None:
-        """Run the trainer's loop, measuring time, tokens and peak memory."""
-        trainer.add_callback(self.record)
-        tokens = TokenCounter(trainer.model)
-        start = time.perf_counter()
-        trainer.train()
-        self.cost = {
-            "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_mb": round(peak_memory_mb()),
-            "tokens": tokens.total(),
-        }
-
-    def publish(
-        self,
-        trainer: Trainer,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: DataConfig,
-        dataset: Dataset,
-        parents: dict[str, str],
-    ) -> None:
-        """Save model, tokenizer, resolved config, curves, card and manifest, and rename the folder.
-
-        `parents` names the folders this run was made from (`{"model": ..., "reward_model": ...}`).
-        """
-        self._keep_models_of_checkpoints(trainer.state.global_step)
+        """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
+        if (self.staging / TRAINED).exists():
+            print(f"{self.folder.name}: had been trained when it was stopped; goes on with saving")
+            return
+        checkpoint = self._checkpoint()
+        if checkpoint is not None:
+            print(f"{self.folder.name}: goes on from {checkpoint}")
+        self.recorder.start(trainer, _read(checkpoint / SEALED) if checkpoint else {})
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model()
         trainer.create_model_card(model_name=self.folder.name)
-        model.save_pretrained(self.staging)
-        tokenizer.save_pretrained(self.staging)
-        (self.staging / "config.yaml").write_text(self._resolved_config())
+        record = self.recorder.record() | {"step": trainer.state.global_step}
+        PartialState().wait_for_everyone()
+        if self.is_main:
+            _write(self.staging / TRAINED, record)
+
+    def publish(self, model: PreTrainedModel | None = None) -> None:
+        """In the main process, add curves and manifest, and give the folder its name.
+
+        `model`, if given, takes the place of the trained one, from which it was made.
+        """
+        if model is not None:
+            model.save_pretrained(self.staging)
+            for path in self.staging.glob("adapter_*"):
+                path.unlink()
+        started, trained = _read(self.staging / STARTED), _read(self.staging / TRAINED)
+        (self.staging / "config.yaml").write_text(yaml.safe_dump(started.pop("settings"), sort_keys=False))
         plot_curves(self.staging)
-        manifest = {
-            "recipe": self.folder.name,
+        manifest = started | {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": self.seed,
             "versions": versions(),
             "machine": machine(),
-            "data": {"dataset": config.dataset, "rows": len(dataset), "sha256": fingerprint(dataset)},
-            "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
             "sha256": weights_hash(self.staging),
-            "train": self.cost,
+            "train": {name: trained[name] for name in ("seconds", "peak_memory_mb", "tokens")},
         }
-        (self.staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        _write(self.staging / "manifest.json", manifest)
+        for checkpoint in _checkpoints(self.staging):
+            _keep_model_only(checkpoint)
+        shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
+        for name in (STARTED, TRAINED, "training_args.bin"):
+            (self.staging / name).unlink()
         old = self.folder.with_name(self.folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(old)
         self.staging.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
-        print(f"{self.folder.name}: done in {self.cost['seconds']:.0f} s; the result is in {self.folder}")
+        print(f"{self.folder.name}: done in {trained['seconds']:.0f} s; the result is in {self.folder}")
 
-    def _keep_models_of_checkpoints(self, last: int) -> None:
-        """Drop what only a resume would need; the last checkpoint is the result itself."""
-        for checkpoint in self.staging.glob("checkpoint-*"):
-            for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
-                path.unlink()
-        shutil.rmtree(self.staging / f"checkpoint-{last}", ignore_errors=True)
+    def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
+        """Start a staging folder, or check what a killed run left and cut off what it did after its checkpoint."""
+        now = {
+            "recipe": self.folder.name,
+            "seed": settings["seed"],
+            "data": {"dataset": settings["dataset"], "rows": len(data), "sha256": fingerprint(data)},
+            "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
+            "settings": settings,
+        }
+        checkpoint = self._checkpoint()
+        if fresh or not (checkpoint or (self.staging / TRAINED).exists()):
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir(parents=True)
+        else:
+            self._compare(_read(self.staging / STARTED), now)
+        _write(self.staging / STARTED, now)
+        if checkpoint and not (self.staging / TRAINED).exists():
+            os.truncate(self.staging / "metrics.jsonl", _read(checkpoint / SEALED)["metrics_bytes"])
+            for newer in _checkpoints(self.staging):
+                if _step(newer) > _step(checkpoint):
+                    shutil.rmtree(newer)
 
-    def _resolved_config(self) -> str:
-        merged: dict[str, Any] = {}
-        for config in self.configs:
-            merged |= config.to_dict() if hasattr(config, "to_dict") else asdict(config)
-        merged["output_dir"] = str(self.folder)
-        return yaml.safe_dump(json.loads(json.dumps(merged, default=str)), sort_keys=False)
+    def _compare(self, before: dict, now: dict) -> None:
+        start_again = "set it back, or start again with --fresh"
+        if before["data"]["sha256"] != now["data"]["sha256"]:
+            raise UserError(f"{self.staging} holds a stopped run on other data; {start_again}")
+        for name, parent in now["parents"].items():
+            was = before["parents"][name]
+            if (parent["sha256"] or parent["path"]) != (was["sha256"] or was["path"]):
+                raise UserError(f"{self.staging} holds a stopped run from another {name}; {start_again}")
+        for name, value in now["settings"].items():
+            was = before["settings"].get(name)
+            if was == value or name.startswith(NO_MATTER):
+                continue
+            change = f"{self.staging} holds a stopped run with {name}: {was}, and now it is {value}"
+            if name.startswith(STRUCTURE):
+                raise UserError(f"{change}; {start_again}")
+            print(f"warning: {change}; it goes on with that. --fresh starts again", file=sys.stderr)
+
+    def _checkpoint(self) -> Path | None:
+        """The last one that is complete."""
+        return next((path for path in reversed(_checkpoints(self.staging)) if (path / SEALED).exists()), None)
 
 
 class Recorder(TrainerCallback):
-    """Appends what the trainer logs to `metrics.jsonl`, one JSON object a line, with its step."""
+    """Appends what the trainer logs to `metrics.jsonl`, one JSON object a line, with its step; measures time, tokens
+    and memory; seals checkpoints, so that a half-written one is never taken for a complete one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `keep` is how many checkpoints to keep; None for all. Only the newest keeps what a resume needs.
+    """
+
+    def __init__(self, path: Path, keep: int | None) -> None:
+        self.path, self.keep = path, keep
+
+    def start(self, trainer: Trainer, before: dict) -> None:
+        """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
+        self.before = {"seconds": 0.0, "tokens": 0, "peak_memory_mb": 0} | before
+        self.tokens = TokenCounter(trainer.model)
+        self.clock = time.perf_counter()
+        trainer.add_callback(self)
+
+    def record(self) -> dict:
+        """So far: seconds, peak memory (MB, of this process), unpadded tokens of all processes, bytes of metrics."""
+        return {
+            "seconds": round(self.before["seconds"] + time.perf_counter() - self.clock, 1),
+            "peak_memory_mb": max(self.before["peak_memory_mb"], round(peak_memory_mb())),
+            "tokens": self.before["tokens"] + self.tokens.total(),
+            "metrics_bytes": self.path.stat().st_size if self.path.exists() else 0,
+        }
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        if state.is_world_process_zero and logs:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:  # Trainer's summary is no step
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def on_save(self, args, state, control, **_) -> None:
+        record = self.record()
+        PartialState().wait_for_everyone()  # each process writes a part of a checkpoint
+        # The last is left unsealed: Trainer would go on from it with a step too many, and the result is saved next
+        if not state.is_world_process_zero or state.global_step >= state.max_steps:
+            return
+        *older, newest = _checkpoints(self.path.parent)
+        _write(newest / SEALED, record)
+        for checkpoint in older:
+            _keep_model_only(checkpoint)
+        for checkpoint in [*older, newest][: -self.keep] if self.keep else ():
+            shutil.rmtree(checkpoint)
 
 
 class TokenCounter:
@@ -140,7 +222,8 @@ class TokenCounter:
             self._count = self._count + kwargs["attention_mask"].sum()  # stays on the device: no waiting
 
     def total(self) -> int:
-        return int(self._count)
+        """The sum over all processes, each of which must ask."""
+        return int(gather(torch.tensor([int(self._count)], device=PartialState().device)).sum())
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -211,3 +294,39 @@ def weights_hash(folder: str | Path) -> str | None:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _settings(args: TrainingArguments, *configs: Any) -> dict[str, Any]:
+    merged = {"processes": PartialState().num_processes}
+    for config in (*configs, args):
+        merged |= config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    return json.loads(json.dumps(merged, default=str))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _keep_model_only(checkpoint: Path) -> None:
+    """Drop what only a resume would need, its seal first."""
+    (checkpoint / SEALED).unlink(missing_ok=True)
+    for pattern in ("*.pt", "*.pth", "*.bin"):
+        for path in checkpoint.glob(pattern):
+            path.unlink()
+    for path in checkpoint.glob("global_step*"):  # DeepSpeed's part
+        shutil.rmtree(path)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def _write(path: Path, content: dict) -> None:
+    """All of it or nothing, whenever the process dies."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

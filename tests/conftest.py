@@ -1,6 +1,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may lean on the network
+os.environ["OMP_NUM_THREADS"] = "1"  # so small models gain nothing from more, and a fork must have no threads
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib
 import sys

@@ -1,0 +1,115 @@
+"""A run that is killed again and again ends as one that was not: in its weights, its record and its counters."""
+
+import importlib
+import json
+import os
+import signal
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from eval.files import read_jsonl
+from tests.conftest import RECIPES, settings
+from tests.test_recipes import LORA
+
+STEPS = 6
+
+
+def attempt(recipe, config, moment=None):
+    """Run a recipe in a fork (which saves the imports); it kills itself at a moment if one is given."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if moment:
+                moment(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            sys.argv = [recipe, "--config", str(config)]
+            importlib.import_module(f"recipes.{recipe}").main()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGKILL if moment else status == 0
+
+
+def in_step(number):
+    """In the middle of an optimizer step."""
+
+    def arrange(die):
+        from torch.optim import AdamW
+
+        count = iter(range(1, 1000))
+        step = AdamW.step
+        AdamW.step = lambda *args, **kwargs: die() if next(count) == number else step(*args, **kwargs)
+
+    return arrange
+
+
+def while_saving(die):
+    """The first checkpoint of this attempt: its model is there, its optimizer is half written."""
+    import torch
+
+    def save(_, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        die()
+
+    torch.save = save
+
+
+def before_publishing(die):
+    from rlhf_trl import runs
+
+    runs.plot_curves = lambda *_: die()
+
+
+@pytest.fixture(scope="module")
+def world_of_runs(world, tmp_path_factory):
+    """SFT and reward model to start from, full and LoRA."""
+    folders = {}
+    for kind, base, changes in (("full", "model", {}), ("lora", "gpt2", LORA)):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        for recipe in ("sft", "reward"):
+            attempt(recipe, settings(folders[kind], recipe, world, base, **changes))
+    return folders
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_kills_leave_no_trace(recipe, kind, world_of_runs, world, tmp_path):
+    folder = world_of_runs[kind]
+    changes = {"save_steps": 2, "logging_steps": 1} | (LORA if kind == "lora" else {})
+    if recipe == "ppo":
+        changes["total_episodes"] = 16 * STEPS
+    else:
+        changes["max_steps"] = STEPS
+    if recipe != "sft":
+        changes["model_name_or_path"] = str(folder / "sft")
+    if recipe in ("ppo", "grpo"):
+        changes["reward_model_path"] = str(folder / "reward")
+    base = "model" if kind == "full" else "gpt2"
+    unbroken = settings(tmp_path / "unbroken", recipe, world, base, **changes)
+    attempt(recipe, unbroken)
+    broken = settings(tmp_path / "broken", recipe, world, base, **changes)
+    steps = 8 if recipe == "ppo" else 1  # optimizer steps a logged one: 2 epochs of 4 mini-batches
+    run = tmp_path / "broken" / recipe
+    for moment in (in_step(3 * steps), while_saving, in_step(1), before_publishing):
+        attempt(recipe, broken, moment)
+        assert not run.exists()
+    attempt(recipe, broken)
+
+    for name in [path.name for path in (tmp_path / "unbroken" / recipe).glob("*.safetensors")]:
+        expected, weights = load_file(tmp_path / "unbroken" / recipe / name), load_file(run / name)
+        assert max((weights[key] - expected[key]).abs().max() for key in expected) < 1e-5
+    metrics, expected = (read_jsonl(tmp_path / kind / recipe / "metrics.jsonl") for kind in ("broken", "unbroken"))
+    assert [row["step"] for row in metrics] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
+    for row, other in zip(metrics, expected, strict=True):
+        assert row.keys() == other.keys()
+        assert row.get("episode") == other.get("episode")
+        assert row.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-5)
+    assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "unbroken" / recipe).iterdir()}
+    manifests = [json.loads((tmp_path / kind / recipe / "manifest.json").read_text()) for kind in ("broken", "unbroken")]
+    assert manifests[0]["train"]["tokens"] == manifests[1]["train"]["tokens"]
