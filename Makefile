@@ -7,14 +7,25 @@ MODEL   ?=
 DATA    ?=
 ARGS    ?=
 PYTHON  ?= python3
+LAUNCH  ?=
 
-ifeq ($(wildcard configs/$(PROFILE)),)
-$(error there is no profile $(PROFILE); choose one of $(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+PROFILES  := $(filter-out accelerate,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+LAUNCHERS := $(basename $(notdir $(wildcard configs/accelerate/*.yaml)))
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error there is no profile $(PROFILE); choose one of $(PROFILES))
+endif
+ifneq ($(filter-out $(LAUNCHERS),$(firstword $(LAUNCH))),)
+$(error there is no launcher $(firstword $(LAUNCH)); choose one of $(LAUNCHERS))
 endif
 OUT       := $(RUNS)/$(PROFILE)
 CONFIG    := configs/$(PROFILE)
 INSTALLED := .venv/.installed
 RUN       := .venv/bin/python
+
+# Training, and the sampling and scoring of all policies, which always have whole models in each process
+launch = $(if $(LAUNCH),.venv/bin/accelerate launch --config_file configs/accelerate/$(1).yaml $(wordlist 2,99,$(LAUNCH)),$(RUN))
+TRAIN  := $(call launch,$(firstword $(LAUNCH)))
+SHARED := $(call launch,$(if $(filter single_gpu,$(LAUNCH)),single_gpu,ddp))
 
 # The demo makes its own data and model; every other profile names them in its configs.
 ifeq ($(PROFILE),demo)
@@ -35,7 +46,7 @@ $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of
 endif
 endif
 COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
-evaluate = $(RUN) -m eval $(1) --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON) $(ARGS_eval)
+evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON) $(ARGS_eval)
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
@@ -58,11 +69,13 @@ help:
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
 	@echo
-	@echo '  PROFILE  $(notdir $(patsubst %/,%,$(wildcard configs/*/)))  (now: $(PROFILE))'
+	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
 	@echo '  DATA     data: a folder or a hub name (default: the one in the profile)'
 	@echo '  SEED     seed of data, training and evaluation (now: $(SEED))'
 	@echo '  RUNS     folder for the results (now: $(RUNS))'
+	@echo '  LAUNCH   how to start training: $(LAUNCHERS); options of accelerate launch may follow:'
+	@echo '           make all PROFILE=gpt2 LAUNCH="ddp --num_processes 4" (default: one process)'
 	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_coef 0.1"'
 	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_coef 0.1"'
 	@echo '  ARGS_eval                options for all of data, eval-reward, samples, score, judge and report'
@@ -82,13 +95,13 @@ $(OUT)/model/config.json: | $(INSTALLED)
 	$(RUN) -m rlhf_trl.demo --output_dir $(OUT) --seed $(SEED)
 
 $(OUT)/sft/manifest.json: $(CONFIG)/sft.yaml $(DEMO) | $(INSTALLED)
-	$(RUN) recipes/sft.py --config $< --output_dir $(@D) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(call args,sft)
+	$(TRAIN) recipes/sft.py --config $< --output_dir $(@D) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(call args,sft)
 
 $(OUT)/reward/manifest.json $(OUT)/dpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json | $(INSTALLED)
-	$(RUN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(call args,$*)
+	$(TRAIN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(call args,$*)
 
 $(OUT)/ppo/manifest.json $(OUT)/grpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json $(OUT)/reward/manifest.json | $(INSTALLED)
-	$(RUN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft --reward_model_path $(OUT)/reward $(call args,$*)
+	$(TRAIN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft --reward_model_path $(OUT)/reward $(call args,$*)
 
 POLICIES := $(foreach policy,sft ppo grpo dpo,$(OUT)/$(policy)/manifest.json)
 
@@ -100,11 +113,11 @@ $(OUT)/reward-model/card.json: $(CONFIG)/eval.yaml $(OUT)/reward/manifest.json |
 
 SAMPLED := $(CONFIG)/eval.yaml $(wildcard configs/probes.yaml $(CONFIG)/probes.yaml) $(POLICIES)
 $(OUT)/samples/manifest.json: $(SAMPLED) | $(INSTALLED)
-	$(call evaluate,samples) $(call args,samples)
+	$(call evaluate,samples,$(SHARED)) $(call args,samples)
 
 # Samples what is missing, too: in one process, as models and libraries take long to load
 $(OUT)/scores/manifest.json: $(SAMPLED) $(OUT)/reward/manifest.json | $(INSTALLED)
-	$(call evaluate,score) $(call args,samples) $(call args,score)
+	$(call evaluate,score,$(SHARED)) $(call args,samples) $(call args,score)
 
 # By name it always runs: what has a verdict is not asked again, what failed or was left for the budget's sake is
 JUDGE = $(call evaluate,judge) $(call args,judge)

@@ -12,6 +12,7 @@ Options of a command: python -m eval COMMAND --help
 """
 
 import importlib
+import os
 import sys
 
 from rlhf_trl.errors import UserError, cli
@@ -24,6 +25,8 @@ def main() -> None:
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(__doc__.strip())
+    elif command not in ("samples", "score") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{command} runs in one process; only samples and score share their work out")
     elif command in COMMANDS:
         importlib.import_module(f"eval.{command.replace('-', '_')}").main()
     else:

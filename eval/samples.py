@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,16 +55,15 @@ def main() -> None:
     folder = Path(config.output_dir) / "samples"
     todo = jobs(config, list(prompts["dialogue"]), [probe["prompt"] for probe in probes])
     keys = {job.path: _key(job, config) for job in todo}
-    known = json.loads((folder / "keys.json").read_text()) if (folder / "keys.json").exists() else {}
-    for job in todo:
-        if known.get(job.path) != keys[job.path]:
-            for path in (folder / f"{job.path}.jsonl", _partial(folder / f"{job.path}.jsonl")):
-                path.unlink(missing_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # it says that all is there
-    write_json(folder / "keys.json", keys)
+    state = PartialState()
+    if state.is_main_process:
+        _clear(folder, keys)
+    state.wait_for_everyone()
     for job in todo:
         if not (folder / f"{job.path}.jsonl").exists():
             _run(job, folder / f"{job.path}.jsonl", config)
+    if not state.is_main_process:
+        return
     manifest = {
         "seed": config.seed,
         "data": {"dataset": data_config.dataset, "prompts": len(prompts), "sha256": fingerprint(prompts)},
@@ -74,6 +74,17 @@ def main() -> None:
     }
     write_json(folder / "manifest.json", manifest)
     print(f"Replies of {', '.join(job.path for job in todo if '/' not in job.path)} are in {folder}")
+
+
+def _clear(folder: Path, keys: dict[str, str]) -> None:
+    """Remove replies that other weights or settings gave; one process does, before any starts."""
+    known = json.loads((folder / "keys.json").read_text()) if (folder / "keys.json").exists() else {}
+    for name in keys:
+        if known.get(name) != keys[name]:
+            for path in (folder / f"{name}.jsonl", *_partials(folder / f"{name}.jsonl")):
+                path.unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # it says that all is there
+    write_json(folder / "keys.json", keys)
 
 
 def jobs(config: EvalConfig, dialogues: list[str], probes: list[str]) -> list[Job]:
@@ -160,17 +171,22 @@ def log_probabilities(
 
 
 def _run(job: Job, path: Path, config: EvalConfig) -> None:
-    """Sample batch by batch. Each has a seed of its own, so that a resumed run draws what an unbroken one would."""
+    """Sample batch by batch, each process its share. Each batch has a seed of its own, so that neither a kill nor
+    the number of processes changes what is drawn."""
     tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
     model = load_policy(job.model, tokenizer, config.dtype).to(device())
     prompts = [render_prompt(dialogue, tokenizer) for dialogue in job.dialogues]
     prompt_ids = tokenizer(prompts)["input_ids"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["index"] for row in read_jsonl(_partial(path))}
-    write_jsonl(_partial(path), read_jsonl(_partial(path)))  # without the half of a line a kill may have left
-    with _partial(path).open("a", encoding="utf-8") as file:
-        for batch in batches([len(ids) for ids in prompt_ids], config.batch_size, f"{job.path}: sampling"):
-            if done.issuperset(batch):
+    state = PartialState()
+    done = {row["index"] for part in _partials(path) for row in read_jsonl(part)}
+    state.wait_for_everyone()
+    mine = path.with_name(f"{path.name}.partial-{state.process_index}")
+    write_jsonl(mine, read_jsonl(mine))  # without the half of a line a kill may have left
+    with mine.open("a", encoding="utf-8") as file:
+        shares = batches([len(ids) for ids in prompt_ids], config.batch_size, f"{job.path}: sampling")
+        for number, batch in enumerate(shares):
+            if done.issuperset(batch) or number % state.num_processes != state.process_index:
                 continue
             ids = [prompt_ids[i] for i in batch]
             completions = sample(model, tokenizer, ids, config.max_new_tokens, (config.seed << 32) + batch[0])
@@ -188,9 +204,12 @@ def _run(job: Job, path: Path, config: EvalConfig) -> None:
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-    rows = {row["index"]: row for row in read_jsonl(_partial(path))}
-    write_jsonl(path, [rows[i] for i in sorted(rows)])
-    _partial(path).unlink()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        rows = {row["index"]: row for part in _partials(path) for row in read_jsonl(part)}
+        write_jsonl(path, [rows[i] for i in sorted(rows)])
+        for part in _partials(path):
+            part.unlink()
     del model
     gc.collect()
 
@@ -204,8 +223,8 @@ def _key(job: Job, config: EvalConfig) -> str:
 _weights = functools.cache(weights_hash)  # the same 16 GB would be read again for every file
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+def _partials(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{path.name}.partial-*"))
 
 
 def _step(checkpoint: Path) -> int:

@@ -11,9 +11,12 @@ sequence KL), null where there is none, and to replies to probes `group` and `pa
 import functools
 import gc
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import samples
 from eval.config import CONFIGS, GOLD_RULES, EvalConfig
@@ -32,12 +35,15 @@ def main() -> None:
     root = Path(config.output_dir)
     check_reward_model(config.reward_model_folder)
     samples.main()
+    PartialState().wait_for_everyone()  # the main process says last what was sampled
     sampled = json.loads((root / "samples" / "manifest.json").read_text())
     tokenizers = {name: file["tokenizer"] for name, file in sampled["files"].items()}
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in tokenizers}
 
     add_proxy(files, tokenizers, config)
     add_log_ratio(files, tokenizers, config)
+    if not PartialState().is_main_process:
+        return
     gold = GOLD_RULES.get(config.gold_rule)
     parents = {"reward_model": config.reward_model_folder, "reference": next(iter(config.folders.values()))}
     with replaced(root / "scores") as staging:
@@ -66,7 +72,8 @@ def add_proxy(files: dict[str, list[dict]], tokenizers: dict[str, str], config: 
             + (row["completion_ids"] if same else completion_ids(row, tokenizer))
             for row in rows
         ]
-        for row, value in zip(rows, score(model, sequences, config.batch_size, f"{name}: reward model"), strict=True):
+        scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
+        for row, value in zip(rows, shared_out(sequences, scores), strict=True):
             row["proxy"] = value.item()
     del model
     gc.collect()
@@ -82,16 +89,35 @@ def add_log_ratio(files: dict[str, list[dict]], tokenizers: dict[str, str], conf
             row["log_ratio"] = None
         if name == "best_of" or name.startswith("probes/") or not _same_tokens(tokenizers[name], tokenizer):
             continue
-        prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
-        lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
-        for batch in batches(lengths, config.batch_size, f"{name}: KL"):
-            logps = samples.log_probabilities(
-                model, [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch]
-            )
-            for i, logp in zip(batch, logps, strict=True):
-                rows[i]["log_ratio"] = rows[i]["logp"] - logp
+        logps = functools.partial(log_probabilities, model, tokenizer, config.batch_size, f"{name}: KL")
+        for row, logp in zip(rows, shared_out(rows, logps), strict=True):
+            row["log_ratio"] = row["logp"] - logp
     del model
     gc.collect()
+
+
+def log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: str, rows: list[dict]
+) -> list[float]:
+    """log pi(completion | prompt) of replies under another model than the one they come from, in nats."""
+    prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"] if rows else []
+    logps = [0.0] * len(rows)
+    lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
+    for batch in batches(lengths, batch_size, progress):
+        ids = [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch]
+        for i, logp in zip(batch, samples.log_probabilities(model, *ids), strict=True):
+            logps[i] = logp
+    return logps
+
+
+def shared_out(items: list, compute: Callable[[list], Sequence]) -> list:
+    """`compute` of the items, one value each: every process does its share and gets all."""
+    state = PartialState()
+    mine = compute(items[state.process_index :: state.num_processes])
+    values = [None] * len(items)
+    for process, share in enumerate(gather_object([mine])):
+        values[process :: state.num_processes] = share
+    return values
 
 
 _tokenizer = functools.cache(AutoTokenizer.from_pretrained)

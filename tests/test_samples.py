@@ -58,7 +58,7 @@ def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
         path.unlink()
     command = [sys.executable, "-m", "eval", "samples", *options]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    partial = tmp_path / "samples/best_of.jsonl.partial"
+    partial = tmp_path / "samples/best_of.jsonl.partial-0"
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

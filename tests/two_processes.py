@@ -1,4 +1,4 @@
-"""Runs recipes one after another, for torchrun: `two_processes.py RECIPE=CONFIG ...`. One start instead of ten."""
+"""Runs recipes and `score`, one after another, for torchrun: `two_processes.py NAME=CONFIG ...`. One start, not ten."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ import sys
 from accelerate import PartialState
 
 for job in sys.argv[1:]:
-    recipe, _, config = job.partition("=")
-    sys.argv = [recipe, "--config", config]
-    importlib.import_module(f"recipes.{recipe}").main()
+    name, _, config = job.partition("=")
+    sys.argv = [name, *(["score"] if name == "score" else []), "--config", config]
+    importlib.import_module("eval.__main__" if name == "score" else f"recipes.{name}").main()
     PartialState().wait_for_everyone()  # the main process publishes alone
