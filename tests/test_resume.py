@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from eval.files import read_jsonl
-from tests.conftest import RECIPES, settings
+from tests.conftest import settings
 from tests.test_recipes import LORA
 
 STEPS = 6
