@@ -130,13 +130,13 @@ class Run:
             "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
             "settings": settings,
         }
-        checkpoint = self._checkpoint()
-        if fresh or not (checkpoint or (self.staging / TRAINED).exists()):
+        if fresh or not (self._checkpoint() or (self.staging / TRAINED).exists()):
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging.mkdir(parents=True)
         else:
             self._compare(_read(self.staging / STARTED), now)
         _write(self.staging / STARTED, now)
+        checkpoint = self._checkpoint()
         if checkpoint and not (self.staging / TRAINED).exists():
             os.truncate(self.staging / "metrics.jsonl", _read(checkpoint / SEALED)["metrics_bytes"])
             for newer in _checkpoints(self.staging):
@@ -177,7 +177,9 @@ class Recorder(TrainerCallback):
 
     def start(self, trainer: Trainer, before: dict) -> None:
         """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
-        self.before = {"seconds": 0.0, "tokens": 0, "peak_memory_mb": 0} | before
+        self.before = {"seconds": 0.0, "tokens": 0, "peak_memory_mb": 0, "num_tokens": 0} | before
+        self.trainer = trainer
+        trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
         self.tokens = TokenCounter(trainer.model)
         self.clock = time.perf_counter()
         trainer.add_callback(self)
@@ -188,6 +190,7 @@ class Recorder(TrainerCallback):
             "seconds": round(self.before["seconds"] + time.perf_counter() - self.clock, 1),
             "peak_memory_mb": max(self.before["peak_memory_mb"], round(peak_memory_mb())),
             "tokens": self.before["tokens"] + self.tokens.total(),
+            "num_tokens": self.trainer._total_train_tokens,
             "metrics_bytes": self.path.stat().st_size if self.path.exists() else 0,
         }
 

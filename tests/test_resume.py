@@ -3,11 +3,12 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from eval.files import read_jsonl
 from tests.conftest import settings
@@ -110,8 +111,36 @@ def test_kills_leave_no_trace(recipe, kind, world_of_runs, world, tmp_path):
     assert [row["step"] for row in metrics] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
     for row, other in zip(metrics, expected, strict=True):
         assert row.keys() == other.keys()
-        assert row.get("episode") == other.get("episode")
+        for counter in ("episode", "epoch", "num_tokens", "learning_rate", "lr"):
+            assert row.get(counter) == other.get(counter)
         assert row.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-5)
     assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "unbroken" / recipe).iterdir()}
     manifests = [json.loads((tmp_path / way / recipe / "manifest.json").read_text()) for way in ("broken", "unbroken")]
     assert manifests[0]["train"]["tokens"] == manifests[1]["train"]["tokens"]
+
+
+def test_a_stopped_run_goes_on_only_with_what_it_was_made_from(world, tmp_path, run):
+    config = settings(tmp_path, "sft", world, save_steps=1)
+    attempt("sft", config, in_step(3))
+    shutil.copytree(world / "model", tmp_path / "other")
+    weights = load_file(tmp_path / "other/model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, tmp_path / "other/model.safetensors")
+    for options, complaint in {
+        ("--max_rows", 20): "on other data",
+        ("--model_name_or_path", tmp_path / "other"): "from another model",
+        ("--use_peft", "true"): "use_peft: False, and now it is True",
+    }.items():
+        code, _, error = run("sft", "--config", config, *options)
+        assert code == 2 and complaint in error and "--fresh" in error
+    code, out, error = run("sft", "--config", config, "--learning_rate", 0.5, "--logging_steps", 2)
+    assert code == 0 and "goes on from" in out
+    warnings = [line for line in error.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 1 and "learning_rate: 0.005, and now it is 0.5" in warnings[0]
+
+
+def test_fresh_starts_again(world, tmp_path, run):
+    config = settings(tmp_path, "sft", world, save_steps=1)
+    attempt("sft", config, in_step(3))
+    code, out, _ = run("sft", "--config", config, "--fresh", "--max_rows", 20)
+    assert code == 0 and "goes on from" not in out
+    assert [row["step"] for row in read_jsonl(tmp_path / "sft/metrics.jsonl")] == [1, 2, 3]
