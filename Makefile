@@ -50,7 +50,7 @@ evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
-.PHONY: help demo all $(STEPS) report test lint clean
+.PHONY: help demo all $(STEPS) report correctness chaos seeds test lint clean
 
 help:
 	@echo 'make TARGET [VARIABLE=VALUE ...]'
@@ -68,6 +68,8 @@ help:
 	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md and report.html'
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
+	@echo '  correctness, chaos, seeds'
+	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, the demo with five seeds'
 	@echo
 	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
@@ -128,6 +130,18 @@ $(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
 	$(call evaluate,report)
+
+# Studies of this project itself
+correctness: $(INSTALLED)
+	$(RUN) benchmarks/correctness.py
+
+chaos: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
+	$(RUN) benchmarks/chaos.py $(RUNS)/demo
+
+SEEDS := 0 1 2 3 4
+seeds:
+	for seed in $(SEEDS); do $(MAKE) --no-print-directory score PROFILE=demo SEED=$$seed RUNS=$(RUNS)/seeds/$$seed || exit; done
+	$(RUN) benchmarks/seeds.py $(SEEDS:%=$(RUNS)/seeds/%/demo)
 
 test: $(INSTALLED)
 	.venv/bin/ruff check .

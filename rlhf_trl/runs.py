@@ -94,7 +94,12 @@ class Run:
         `model`, if given, takes the place of the trained one, from which it was made.
         """
         if model is not None:
-            model.save_pretrained(self.staging)
+            finished = self.staging / "finished"  # a kill in the middle of writing must leave the trained model whole
+            shutil.rmtree(finished, ignore_errors=True)
+            model.save_pretrained(finished)
+            for path in finished.iterdir():
+                path.replace(self.staging / path.name)
+            finished.rmdir()
             for path in self.staging.glob("adapter_*"):
                 path.unlink()
         started, trained = _read(self.staging / STARTED), _read(self.staging / TRAINED)
@@ -111,14 +116,14 @@ class Run:
         for checkpoint in _checkpoints(self.staging):
             _keep_model_only(checkpoint)
         shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
-        for name in (STARTED, TRAINED, "training_args.bin"):
-            (self.staging / name).unlink()
         old = self.folder.with_name(self.folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(old)
         self.staging.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
+        for name in (STARTED, TRAINED, "training_args.bin"):  # without them, a kill before could not be gone on from
+            (self.folder / name).unlink(missing_ok=True)
         print(f"{self.folder.name}: done in {trained['seconds']:.0f} s; the result is in {self.folder}")
 
     def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
