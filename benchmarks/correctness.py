@@ -1,7 +1,7 @@
 """Do the trainers reach an optimum that is known in closed form? A bandit whose answers are single tokens.
 
-    make correctness
-    python benchmarks/correctness.py --seeds 0 1 2 3 4 --learning_rate 0.001 --output /tmp/correctness
+make correctness
+python benchmarks/correctness.py --seeds 0 1 2 3 4 --learning_rate 0.001 --output /tmp/correctness
 """
 
 import argparse

@@ -29,9 +29,7 @@ def main() -> None:
 
     # Build
     parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
-    run = Run(
-        args, data_config, model_config, reward_config, data=prompts, parents=parents, fresh=run_config.fresh
-    )
+    run = Run(args, data_config, model_config, reward_config, data=prompts, parents=parents, fresh=run_config.fresh)
     trainer = GRPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         reward_funcs=grpo_reward(
