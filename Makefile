@@ -17,6 +17,9 @@ endif
 ifneq ($(filter-out $(LAUNCHERS),$(firstword $(LAUNCH))),)
 $(error there is no launcher $(firstword $(LAUNCH)); choose one of $(LAUNCHERS))
 endif
+ifneq ($(and $(filter zero% fsdp%,$(firstword $(LAUNCH))),$(filter demo all ppo report samples score judge,$(MAKECMDGOALS))),)
+$(error PPO works with LAUNCH=ddp, not with $(firstword $(LAUNCH)); name other targets (sft, reward, dpo, grpo), and then go on without)
+endif
 OUT       := $(RUNS)/$(PROFILE)
 CONFIG    := configs/$(PROFILE)
 INSTALLED := .venv/.installed

@@ -82,10 +82,11 @@ def kill(command: list[str], run: Path, moment: str, seconds: float) -> dict:
     metrics = staging / "metrics.jsonl"
     after = random.randrange(1, STEPS - 1)
     late = random.uniform(0, seconds)
+    saved = random.randrange(STEPS // SAVE_STEPS - 1)  # complete checkpoints at the kill
     reached = {
         "start-up": lambda: staging.exists() or time.time() - start > late / 2,
         "mid-step": lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= after,
-        "while saving": lambda: any(not (path / "sealed.json").exists() for path in newest(staging)),
+        "while saving": lambda: any(is_half(path) and step(path) > saved * SAVE_STEPS for path in newest(staging)),
         "near the end": lambda: (staging / "trained.json").exists(),
         "any time": lambda: time.time() - start > late,
     }[moment]
@@ -93,19 +94,30 @@ def kill(command: list[str], run: Path, moment: str, seconds: float) -> dict:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not reached() and process.poll() is None:
         time.sleep(0.001)
+    if process.poll() is not None:  # it was faster than the moment
+        shutil.rmtree(run.parent)
+        return kill(command, run, moment, seconds / 2)
     process.kill()
     process.wait()
-    sealed = [path.name for path in newest(staging) if (path / "sealed.json").exists()]
     return {
         "steps": metrics.read_bytes().count(b"\n") if metrics.exists() else 0,
-        "checkpoint": "half" if newest(staging) and not sealed else (sealed or ["none"])[0].partition("-")[2] or "none",
+        "checkpoint": ", ".join(f"{step(path)}{' (half)' * is_half(path)}" for path in newest(staging)) or "none",
         "problems": ["the killed run passes for a result"] if run.exists() else [],
     }
 
 
 def newest(staging: Path) -> list[Path]:
     """The newest checkpoint, complete or not; none if there is none."""
-    return sorted(staging.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))[-1:]
+    return sorted(staging.glob("checkpoint-*"), key=step)[-1:]
+
+
+def step(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def is_half(checkpoint: Path) -> bool:
+    """Whether a checkpoint is not sealed; the last one of a training never is."""
+    return not (checkpoint / "sealed.json").exists()
 
 
 def compare(unbroken: Path, resumed: Path) -> tuple[float, list[str]]:

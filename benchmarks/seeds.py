@@ -10,6 +10,7 @@ figure, PROFILE-seeds.svg. Every number comes from the files of the runs; tests 
 import argparse
 import itertools
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,6 @@ MEASURES = {"proxy": "proxy reward", "gold": "gold reward", "log_ratio": "KL fro
 TRAINING_REWARD = {"ppo": "objective/scores", "grpo": "reward"}  # DPO samples nothing while it trains
 # What may differ between the seeds' configs
 RUN_KEYS = {"dataset", "model_name_or_path", "reward_model_path", "output_dir", "seed"}
-RUN_KEYS |= {"fresh", "resume_from_checkpoint"}
 LENGTHS = ("total_episodes", "max_steps", "num_train_epochs")  # the first that is set decides
 SETTINGS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size")
 SETTINGS += ("gradient_accumulation_steps", "kl_coef", "beta", "temperature", "missing_eos_penalty")
@@ -52,20 +52,20 @@ are Student's, over seeds: they cover the chance in a training run, which the in
 not. They are about the mean over all seeds; how far one run may be from it, the sd tells. `benchmarks/seeds.py` wrote
 this page from the files of the runs.
 
-![Reward and KL against the share of the training done]({{ profile }}-seeds.svg)
+![Reward and KL against the share of the training done]({{ figure }}.svg)
 
 ## What was run
 
 Seeds {{ seeds | listed }}, {{ dates | listed }}, on {{ machines | listed }},
 with {{ versions | listed }}.
 Training took {{ minutes | min | fixed(1) }} to {{ minutes | max | fixed(1) }} minutes a seed. The commands, which
-`make seeds` runs for seeds 0 to 4 of the demo:
+`make seeds` runs for the demo:
 
 ```bash
 {% for run in runs %}
-make score PROFILE={{ profile }} SEED={{ run.seed }} RUNS={{ run.root.parent }}
+make score PROFILE={{ profile }} SEED={{ run.seed }} RUNS={{ run.root.parent }}{{ " " + variant if variant }}
 {% endfor %}
-python benchmarks/seeds.py {{ runs | map(attribute="root") | join(" ") }}
+python benchmarks/seeds.py {{ runs | map(attribute="root") | join(" ") }}{{ " --variant '" + variant + "'" if variant }}
 ```
 
 `SEED` draws everything: the demo's data and base model, the training and the held-out replies.
@@ -81,6 +81,15 @@ reward is in units of each seed's own reward model.
 {% for row in policies %}
 | {{ row.measure }} | {{ row.policy }} | {{ row | interval }} | {{ row.sd | fixed(3) }} | \
 {{ row.min | fixed }} to {{ row.max | fixed }} |
+{% endfor %}
+
+Gold reward, seed by seed:
+
+| seed | sft | ppo | grpo | dpo |
+|---|---|---|---|---|
+{% for run in runs %}
+| {{ run.seed }} |{% for means in run.means.values() %} {{ means.gold | fixed }} |{% endfor %}
+
 {% endfor %}
 
 ## Learning curves
@@ -104,7 +113,10 @@ replies without eos; DPO samples nothing while it trains.
 
 ## Settings
 
-Those of these runs, the same for every seed, as their `config.yaml` have them; these runs tried no others.
+Those of these runs, the same for every seed, as their `config.yaml` have them.
+{% if tried %}
+Other settings that were tried: {% for page in tried %}[{{ page }}]({{ page }}){{ ", " if not loop.last }}{% endfor %}.
+{% endif %}
 
 {% for name, values in settings.items() %}
 - {{ name }}: {% for key, value in values.items() %}`{{ key }}` {{ value }}{{ ", " if not loop.last }}{% endfor %}
@@ -118,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="profile folders (RUNS/PROFILE), each of another seed")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for page and figure")
+    parser.add_argument("--variant", default="", help="what make was given to change the profile, as 'ARGS_ppo=...'")
     args = parser.parse_args()
     check_writable(args.output)
     summary = summarise(args.runs)
@@ -125,8 +138,11 @@ def main() -> None:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"interval": _interval, "listed": _listed, "fixed": _fixed}
-    path = args.output / f"{summary['profile']}-seeds.md"
-    write_atomically(path, environment.from_string(PAGE).render(summary))
+    stem = f"{summary['profile']}-seeds"
+    path = args.output / f"{re.sub(r'[^a-z0-9._]+', '-', f'{stem} {args.variant}'.lower()).strip('-')}.md"
+    tried = sorted(other.name for other in args.output.glob(f"{stem}*.md") if other != path)
+    text = environment.from_string(PAGE).render(summary, variant=args.variant, tried=tried, figure=path.stem)
+    write_atomically(path, text)
     draw(summary, path.with_suffix(".svg"))
     print(f"The results over {len(summary['seeds'])} seeds are in {path}")
 
@@ -184,7 +200,7 @@ def load(root: Path) -> dict:
         "prompts": len(scores["sft"]),
         "means": {name: over_prompts(rows) for name, rows in scores.items()},
         "curve_prompts": len(read_jsonl(_existing(root, "scores/checkpoints/sft-final.jsonl"))),
-        "curves": {name: _points(root, name, metrics[name][-1]["step"]) for name in METHODS},
+        "curves": {name: _points(root, name) for name in METHODS},
         "training": {name: [row[key] for row in metrics[name] if key in row] for name, key in TRAINING_REWARD.items()},
     }
 
@@ -201,8 +217,10 @@ def over_prompts(rows: list[dict]) -> dict[str, float]:
     return {measure: float(np.mean([row[measure] for row in rows])) for measure in MEASURES}
 
 
-def _points(root: Path, name: str, steps: int) -> list[dict]:
+def _points(root: Path, name: str) -> list[dict]:
     """The curve of one run: SFT, checkpoints and end, each with the share of the training done."""
+    state = next((root / name).glob("checkpoint-*/trainer_state.json"), root / name / "checkpoint-*")
+    steps = json.loads(_existing(root, state.relative_to(root).as_posix()).read_text())["max_steps"]
     paths = (root / "scores" / "checkpoints").glob(f"{name}-*.jsonl")
     saved = sorted(int(path.stem.rpartition("-")[2]) for path in paths if not path.stem.endswith("-final"))
     files = {0: "sft-final", **{step: f"{name}-{step}" for step in saved}, steps: f"{name}-final"}

@@ -54,10 +54,9 @@ def main() -> None:
 
     folder = Path(config.output_dir) / "samples"
     todo = jobs(config, list(prompts["dialogue"]), [probe["prompt"] for probe in probes])
-    keys = {job.path: _key(job, config) for job in todo}
     state = PartialState()
     if state.is_main_process:
-        _clear(folder, keys)
+        _clear(folder, {job.path: _key(job, config) for job in todo})
     state.wait_for_everyone()
     for job in todo:
         if not (folder / f"{job.path}.jsonl").exists():

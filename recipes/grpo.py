@@ -43,8 +43,7 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    if run.is_main:
-        run.publish()
+    run.publish()
 
 
 if __name__ == "__main__":

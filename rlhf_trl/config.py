@@ -15,17 +15,23 @@ from trl import TrlParser
 
 from rlhf_trl.errors import UserError, check_writable
 
-# Options that would be accepted and do nothing, and what does it instead. TRL's configs are named, not imported:
+# Options that would be accepted and do nothing or harm, and what to do instead. TRL's configs are named, not imported:
 # that would take ten seconds, and most commands need none of them.
-LENGTHS = {"max_length": "max_prompt_tokens and max_completion_tokens"}
+ALWAYS = {
+    "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
+    "save_only_model": "leave it out: a killed run could not go on, and a finished one keeps only models anyway",
+}
+LENGTHS = ALWAYS | {"max_length": "set max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
-    "PPOConfig": {
-        "max_steps": "total_episodes",
-        "bf16": "dtype: bfloat16",
-        "fp16": "dtype: float16",
-        "deepspeed": "LAUNCH=ddp",
-        "fsdp": "LAUNCH=ddp",
+    "PPOConfig": ALWAYS
+    | {
+        "max_steps": "set total_episodes",
+        "bf16": "set dtype: bfloat16",
+        "fp16": "set dtype: float16",
+        "deepspeed": "set LAUNCH=ddp",
+        "fsdp": "set LAUNCH=ddp",
     },
+    "GRPOConfig": ALWAYS,
     "SFTConfig": LENGTHS,
     "RewardConfig": LENGTHS,
     "DPOConfig": LENGTHS,
@@ -113,11 +119,15 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     for part in parsed:
         if type(part).__name__ == "ModelConfig":
             _check_model(part)
+        if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
+            raise UserError(
+                f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
+            )
         if getattr(part, "output_dir", None):
             check_writable(Path(part.output_dir))
         for name, instead in IGNORED.get(type(part).__name__, {}).items():
             if getattr(part, name) != parser_defaults[name]:
-                raise UserError(f"{name} has no effect here; set {instead}")
+                raise UserError(f"{name} has no place here; {instead}")
     return tuple(parsed)
 
 

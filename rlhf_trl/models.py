@@ -60,7 +60,7 @@ def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
     samples come from another distribution than the one whose log-probabilities training computes.
     """
     lm = AutoModelForCausalLM.from_pretrained(_source(model), **load_options(model), revision=model.model_revision)
-    return _fit_to(tokenizer, lm)
+    return _fit(lm, tokenizer)
 
 
 def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -69,7 +69,7 @@ def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerB
         classifier = AutoModelForSequenceClassification.from_pretrained(
             _source(model), num_labels=1, **load_options(model), revision=model.model_revision
         )
-    return _fit_to(tokenizer, classifier)
+    return _fit(classifier, tokenizer)
 
 
 def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
@@ -99,7 +99,7 @@ def load_merged(
         options = {"num_labels": 1}
     with suppress_seqcls_warning(), whole_weights():
         trained = loader.from_pretrained(folder, dtype=model.dtype, **options)
-        return _fit_to(tokenizer, trained.merge_and_unload() if adapter else trained)
+        return _fit(trained.merge_and_unload() if adapter else trained, tokenizer)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _source(model: ModelConfig) -> str:
     return os.path.abspath(name) if Path(name).is_dir() else name
 
 
-def _fit_to(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedModel:
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -19,6 +19,15 @@ from rlhf_trl.models import inject_lora
 from rlhf_trl.rewards import load_reward_model
 
 VALUE_MODEL = "value_model.pt"  # in a checkpoint
+DILUTED = (
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "policy/entropy_avg",
+    "loss/policy_avg",
+    "loss/value_avg",
+    "val/clipfrac_avg",
+    "val/ratio",
+)
 
 
 class CorrectedPPOTrainer(PPOTrainer):
@@ -29,8 +38,9 @@ class CorrectedPPOTrainer(PPOTrainer):
     from the reward model (`load_value_model`), a centred reward (`rewards.StandardisedHead`); and `check_batches` and
     `models.check_context` refuse data on which the loop would hang or crash.
 
-    Left as it is, because it cannot be changed without copying the loop: `val/num_eos_tokens` counts the main
-    process's replies only, and the scores of a whole local batch are kept (batch x length x vocabulary x 4 bytes).
+    Left as it is, because it cannot be changed without copying the loop: the scores of a whole local batch are kept
+    (batch x length x vocabulary x 4 bytes); of several processes each whitens its own advantages, and
+    `val/num_eos_tokens` counts the main one's.
     """
 
     is_distributed_loading_by_transformers = False  # Trainer.__init__, which TRL never calls, would set it
@@ -65,11 +75,10 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     def _order_prompts_by_seed(self) -> None:
         """TRL shuffles by the global random state, which a resumed run cannot have again at the start of a pass."""
-        self.sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.local_dataloader_batch_size,
-            sampler=self.sampler,
+            sampler=SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed),
             generator=torch.Generator(),  # or each pass would draw from the global state
             collate_fn=self.data_collator,
             drop_last=True,
@@ -86,7 +95,10 @@ class CorrectedPPOTrainer(PPOTrainer):
                 self.model.__dict__[name] = getattr(wrapper, name)  # set plainly, a module would be registered twice
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL averages statistics over `num_mini_batches` times too many slots, the rest of them zero."""
+        """TRL averages statistics over `num_mini_batches` times too many slots, the rest of them zero; and for `eps`
+        it divides the episodes of the whole run by the time of its resumed part."""
+        if "eps" in logs:
+            logs["eps"] = int(logs["eps"] * (1 - self.episodes_before / self.state.episode))
         slots = self.args.num_mini_batches
         if "val/ratio" in logs and slots > 1:
             filled = self.args.num_ppo_epochs * self.args.gradient_accumulation_steps * self.args.world_size
@@ -107,7 +119,7 @@ class CorrectedPPOTrainer(PPOTrainer):
     def train(self, resume_from_checkpoint: str | None = None) -> None:
         """TRL's loop always starts at step 0. From a checkpoint, it runs what is left: with the policy, value model,
         optimizer, scheduler, counters, random state and place in the data of the run that wrote it."""
-        total = self.args.num_total_batches
+        total, self.episodes_before = self.args.num_total_batches, 0
         if resume_from_checkpoint is not None:
             checkpoint = Path(resume_from_checkpoint)
             self._load_from_checkpoint(resume_from_checkpoint, self.policy_model)
@@ -115,6 +127,7 @@ class CorrectedPPOTrainer(PPOTrainer):
             self.optimizer.load_state_dict(_load(checkpoint / OPTIMIZER_NAME))
             self.lr_scheduler.load_state_dict(_load(checkpoint / SCHEDULER_NAME))
             before = OnlineTrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            self.episodes_before = before.episode
             self.dataloader = self._batches_after(before.global_step, self.dataloader)
             self.callback_handler.callbacks.insert(0, _Counters(before, total))  # before the progress bar
             self.args.num_total_batches -= before.global_step
@@ -124,7 +137,6 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     def _batches_after(self, done: int, loader: DataLoader) -> Iterator[dict]:
         loader.iteration, loader.skip_batches = divmod(done, len(loader))
-        self.sampler.set_epoch(loader.iteration)  # the loader passes it on where it is not sharded
         while True:
             yield from loader
             loader.skip_batches = 0
@@ -140,17 +152,6 @@ class _Counters(TrainerCallback):
         state.global_step, state.episode = self.before.global_step, self.before.episode
         state.max_steps = self.total
         state.compute_steps(args, self.total)
-
-
-DILUTED = (
-    "policy/approxkl_avg",
-    "policy/clipfrac_avg",
-    "policy/entropy_avg",
-    "loss/policy_avg",
-    "loss/value_avg",
-    "val/clipfrac_avg",
-    "val/ratio",
-)
 
 
 def check_launch() -> None:

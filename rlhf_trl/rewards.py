@@ -8,6 +8,7 @@ GRPO callable and the evaluation all give it the same ids.
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,8 @@ def score(
 def batches(lengths: list[int], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
     """Indexes of sequences in batches of like length, with a progress bar if it has a name."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    with tqdm(total=len(order), desc=progress, disable=progress is None) as bar:
+    silent = progress is None or not PartialState().is_local_main_process
+    with tqdm(total=len(order), desc=progress, disable=silent) as bar:
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
             bar.update(len(order[start : start + batch_size]))

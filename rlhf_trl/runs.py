@@ -4,6 +4,7 @@ A run trains in `NAME.partial` beside its final folder and is renamed at the end
 the final name always holds a finished run. One that was killed goes on from its last complete checkpoint.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -35,8 +36,14 @@ STARTED = "started.json"  # in the staging folder: from what, and with which set
 SEALED = "sealed.json"  # in a checkpoint: it can be gone on from; how far the record was then
 TRAINED = "trained.json"  # in the staging folder: training is over and the model saved; what it cost
 
-# Settings after whose change a checkpoint cannot be loaded, and those that do not change the result
-STRUCTURE = ("lora_", "use_peft", "use_rslora", "use_dora", "load_in_", "dtype", "optim")
+# What a change of a setting means to a stopped run, by the first letters of its name: it cannot go on, as weights or
+# steps are not what they were; the old value stays, as it is in the optimizer's and scheduler's state; nothing.
+# After a change of any other setting it goes on with the new value.
+DECIDES = (
+    *("model_revision", "lora_", "use_peft", "use_rslora", "use_dora", "load_in_", "dtype", "optim", "processes"),
+    *("per_device_train", "gradient_accumulation", "num_train_epochs", "max_steps", "total_episodes"),
+)
+STAYS = ("learning_rate", "lr_scheduler", "warmup_", "weight_decay", "adam_")
 NO_MATTER = ("log", "save_", "eval_", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name")
 
 
@@ -54,7 +61,7 @@ class Run:
         fresh: throw away what a killed run left.
 
     Raises:
-        UserError: a killed run is there that was made from other data, models or model settings.
+        UserError: a killed run is there that cannot go on with this data, these models or settings; or one that runs.
     """
 
     def __init__(
@@ -64,8 +71,10 @@ class Run:
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process
         if self.is_main:
+            self._lock()
             self._open(_settings(args, *configs), data, parents, fresh)
         PartialState().wait_for_everyone()
+        self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
         args.output_dir = str(self.staging)
         self.recorder = Recorder(self.staging / "metrics.jsonl", args.save_total_limit)
         args.save_total_limit = None  # the recorder deletes old checkpoints, and only when a newer one is complete
@@ -73,26 +82,28 @@ class Run:
 
     def train(self, trainer: Trainer) -> None:
         """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
-        if (self.staging / TRAINED).exists():
+        if self.trained:
             print(f"{self.folder.name}: had been trained when it was stopped; goes on with saving")
             return
-        checkpoint = self._checkpoint()
-        if checkpoint is not None:
-            print(f"{self.folder.name}: goes on from {checkpoint}")
-        self.recorder.start(trainer, _read(checkpoint / SEALED) if checkpoint else {})
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.checkpoint:
+            print(f"{self.folder.name}: goes on from {self.checkpoint}")
+        self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
+        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         trainer.save_model()
         trainer.create_model_card(model_name=self.folder.name)
         record = self.recorder.record() | {"step": trainer.state.global_step}
         PartialState().wait_for_everyone()
+        self.recorder.trainer = None  # its memory is needed for what comes next
         if self.is_main:
             _write(self.staging / TRAINED, record)
 
     def publish(self, model: PreTrainedModel | None = None) -> None:
-        """In the main process, add curves and manifest, and give the folder its name.
+        """Add curves and manifest, and give the folder its name; the main process does.
 
         `model`, if given, takes the place of the trained one, from which it was made.
         """
+        if not self.is_main:
+            return
         if model is not None:
             finished = self.staging / "finished"  # a kill in the middle of writing must leave the trained model whole
             shutil.rmtree(finished, ignore_errors=True)
@@ -100,7 +111,7 @@ class Run:
             for path in finished.iterdir():
                 path.replace(self.staging / path.name)
             finished.rmdir()
-            for path in self.staging.glob("adapter_*"):
+            for path in sorted(self.staging.glob("adapter_*")):  # its config first: without it, it is no adapter
                 path.unlink()
         started, trained = _read(self.staging / STARTED), _read(self.staging / TRAINED)
         (self.staging / "config.yaml").write_text(yaml.safe_dump(started.pop("settings"), sort_keys=False))
@@ -113,9 +124,8 @@ class Run:
             "train": {name: trained[name] for name in ("seconds", "peak_memory_mb", "tokens")},
         }
         _write(self.staging / "manifest.json", manifest)
-        for checkpoint in _checkpoints(self.staging):
-            _keep_model_only(checkpoint)
         shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
+        self.recorder.thin_out(_checkpoints(self.staging))
         old = self.folder.with_name(self.folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
@@ -124,6 +134,7 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         for name in (STARTED, TRAINED, "training_args.bin"):  # without them, a kill before could not be gone on from
             (self.folder / name).unlink(missing_ok=True)
+        Path(self.lock.name).unlink()
         print(f"{self.folder.name}: done in {trained['seconds']:.0f} s; the result is in {self.folder}")
 
     def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
@@ -134,15 +145,21 @@ class Run:
             "data": {"dataset": settings["dataset"], "rows": len(data), "sha256": fingerprint(data)},
             "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
             "settings": settings,
+            "resumed_at": [],  # steps
         }
-        if fresh or not (self._checkpoint() or (self.staging / TRAINED).exists()):
-            shutil.rmtree(self.staging, ignore_errors=True)
+        trained = (self.staging / TRAINED).exists()
+        if fresh or not (self._checkpoint() or trained):
+            if self.staging.exists():  # renamed first, so that half of it cannot be gone on from
+                self.staging.rename(dropped := self.folder.with_name(self.folder.name + ".dropped"))
+                shutil.rmtree(dropped)
             self.staging.mkdir(parents=True)
-        else:
-            self._compare(_read(self.staging / STARTED), now)
-        _write(self.staging / STARTED, now)
-        checkpoint = self._checkpoint()
-        if checkpoint and not (self.staging / TRAINED).exists():
+            _write(self.staging / STARTED, now)
+            return
+        before = _read(self.staging / STARTED)
+        self._compare(before, now)
+        if not trained:
+            checkpoint = self._checkpoint()
+            _write(self.staging / STARTED, now | {"resumed_at": [*before["resumed_at"], _step(checkpoint)]})
             os.truncate(self.staging / "metrics.jsonl", _read(checkpoint / SEALED)["metrics_bytes"])
             for newer in _checkpoints(self.staging):
                 if _step(newer) > _step(checkpoint):
@@ -161,9 +178,21 @@ class Run:
             if was == value or name.startswith(NO_MATTER):
                 continue
             change = f"{self.staging} holds a stopped run with {name}: {was}, and now it is {value}"
-            if name.startswith(STRUCTURE):
+            if name.startswith(DECIDES):
                 raise UserError(f"{change}; {start_again}")
-            print(f"warning: {change}; it goes on with that. --fresh starts again", file=sys.stderr)
+            if name.startswith(STAYS):
+                now["settings"][name] = was
+            outcome = "the old value stays" if name.startswith(STAYS) else "it goes on with the new value"
+            print(f"warning: {change}; {outcome}. --fresh starts again", file=sys.stderr)
+
+    def _lock(self) -> None:
+        """A launcher that is killed may leave its trainers running; two in one folder would ruin both."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process trains {self.folder}; wait for its end or end it") from error
 
     def _checkpoint(self) -> Path | None:
         """The last one that is complete."""
@@ -186,6 +215,7 @@ class Recorder(TrainerCallback):
         self.trainer = trainer
         trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
         self.tokens = TokenCounter(trainer.model)
+        self.path.touch()
         self.clock = time.perf_counter()
         trainer.add_callback(self)
 
@@ -196,8 +226,12 @@ class Recorder(TrainerCallback):
             "peak_memory_mb": max(self.before["peak_memory_mb"], round(peak_memory_mb())),
             "tokens": self.before["tokens"] + self.tokens.total(),
             "num_tokens": self.trainer._total_train_tokens,
-            "metrics_bytes": self.path.stat().st_size if self.path.exists() else 0,
+            "metrics_bytes": self.path.stat().st_size,
         }
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        # What Trainer has gathered since it last logged is in no checkpoint
+        control.should_log |= control.should_save or control.should_training_stop
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:  # Trainer's summary is no step
@@ -212,10 +246,16 @@ class Recorder(TrainerCallback):
             return
         *older, newest = _checkpoints(self.path.parent)
         _write(newest / SEALED, record)
-        for checkpoint in older:
-            _keep_model_only(checkpoint)
-        for checkpoint in [*older, newest][: -self.keep] if self.keep else ():
+        self.thin_out(older)
+
+    def thin_out(self, older: list[Path]) -> None:
+        """Delete the oldest, so that with the newest checkpoint (or the result) `keep` are left; of these keep what is
+        a model, and no more."""
+        surplus = 0 if self.keep is None else max(0, len(older) + 1 - self.keep)
+        for checkpoint in older[:surplus]:
             shutil.rmtree(checkpoint)
+        for checkpoint in older[surplus:]:
+            _keep_model_only(checkpoint)
 
 
 class TokenCounter:

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from eval.files import read_jsonl
@@ -53,12 +54,16 @@ def while_saving(die):
     """The first checkpoint of this attempt: its model is there, its optimizer is half written."""
     import torch
 
-    def save(_, path):
-        with open(path, "wb") as file:
-            file.write(b"half")
-        die()
+    save = torch.save
 
-    torch.save = save
+    def save_half(content, path):
+        if path.endswith("optimizer.pt"):
+            with open(path, "wb") as file:
+                file.write(b"half")
+            die()
+        save(content, path)
+
+    torch.save = save_half
 
 
 def before_publishing(die):
@@ -129,13 +134,39 @@ def test_a_stopped_run_goes_on_only_with_what_it_was_made_from(world, tmp_path, 
         ("--max_rows", 20): "on other data",
         ("--model_name_or_path", tmp_path / "other"): "from another model",
         ("--use_peft", "true"): "use_peft: False, and now it is True",
+        ("--per_device_train_batch_size", 2): "per_device_train_batch_size: 4, and now it is 2",
     }.items():
         code, _, error = run("sft", "--config", config, *options)
         assert code == 2 and complaint in error and "--fresh" in error
-    code, out, error = run("sft", "--config", config, "--learning_rate", 0.5, "--logging_steps", 2)
+    changes = ("--learning_rate", 0.5, "--max_grad_norm", 0.5, "--logging_steps", 2)
+    code, out, error = run("sft", "--config", config, *changes)
     assert code == 0 and "goes on from" in out
-    warnings = [line for line in error.splitlines() if line.startswith("warning:")]
-    assert len(warnings) == 1 and "learning_rate: 0.005, and now it is 0.5" in warnings[0]
+    rate, norm = sorted(line for line in error.splitlines() if line.startswith("warning:"))
+    assert "learning_rate: 0.005, and now it is 0.5; the old value stays" in rate
+    assert "max_grad_norm: 1.0, and now it is 0.5; it goes on with the new value" in norm
+    assert all(row["learning_rate"] <= 0.005 for row in read_jsonl(tmp_path / "sft/metrics.jsonl"))
+    config = yaml.safe_load((tmp_path / "sft/config.yaml").read_text())
+    assert (config["learning_rate"], config["max_grad_norm"]) == (0.005, 0.5)
+    assert json.loads((tmp_path / "sft/manifest.json").read_text())["resumed_at"] == [2]
+
+
+def test_two_processes_do_not_train_the_same_run(world, tmp_path, run):
+    import fcntl
+
+    config = settings(tmp_path, "sft", world)
+    with (tmp_path / "sft.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, error = run("sft", "--config", config)
+    assert code == 2 and "another process trains" in error
+    assert not (tmp_path / "sft.partial").exists()
+
+
+def test_what_was_logged_between_checkpoints_is_kept(world, tmp_path, run):
+    """Where logging_steps does not divide the steps of the checkpoints, and where nothing else would be logged."""
+    config = settings(tmp_path, "sft", world, save_steps=2, logging_steps=10)
+    attempt("sft", config, in_step(3))
+    assert run("sft", "--config", config)[0] == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "sft/metrics.jsonl")] == [2, 3]
 
 
 def test_fresh_starts_again(world, tmp_path, run):
