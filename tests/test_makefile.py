@@ -48,6 +48,29 @@ def test_options_reach_the_step_they_are_for(make):
         assert "--dataset d" in command and "--seed 3" in command
 
 
+def test_launchers_start_training_and_sampling(make):
+    sft, reward, ppo, grpo, dpo, score = make("score", "PROFILE=gpt2", "LAUNCH=ddp --num_processes 4")
+    for command in (sft, reward, ppo, grpo, dpo, score):
+        assert "accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 4 " in command
+    assert "zero3.yaml recipes/dpo.py" in " ".join(make("dpo", "PROFILE=gpt2", "LAUNCH=zero3").pop().split())
+    for arguments in (
+        ["ppo", "LAUNCH=fsdp2"],
+        ["all", "LAUNCH=zero2"],
+        ["sft", "LAUNCH=ddq"],
+        ["sft", "PROFILE=accelerate"],
+    ):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            make(*arguments)
+        assert error.value.stderr.count("***") == 1
+
+
+@pytest.mark.parametrize("path", (ROOT / "configs/accelerate").glob("*.yaml"), ids=lambda path: path.stem)
+def test_launcher_configs_are_what_accelerate_takes(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes >= 1
+
+
 def test_the_evaluation_in_order_and_the_judge_whenever_asked(make, tmp_path):
     steps = [line.split(" -m eval ")[1].split()[0] for line in make("all") if " -m eval " in line]
     assert steps == ["data", "score", "judge", "reward-model", "report"]
