@@ -150,7 +150,9 @@ class Run:
         trained = (self.staging / TRAINED).exists()
         if fresh or not (self._checkpoint() or trained):
             if self.staging.exists():  # renamed first, so that half of it cannot be gone on from
-                self.staging.rename(dropped := self.folder.with_name(self.folder.name + ".dropped"))
+                dropped = self.folder.with_name(self.folder.name + ".dropped")
+                shutil.rmtree(dropped, ignore_errors=True)
+                self.staging.rename(dropped)
                 shutil.rmtree(dropped)
             self.staging.mkdir(parents=True)
             _write(self.staging / STARTED, now)
