@@ -25,14 +25,12 @@ def runs(tmp_path):
                 "seed": seed,
                 "versions": {"trl": "1.12.0"},
                 "machine": {"cpu": "abacus", "threads": 1, "gpus": []},
-                "data": {"sha256": "same"},
-                "parents": {"model": {"sha256": "same"}},
-                "sha256": f"{name}{seed}",
                 "train": {"seconds": 12},
             }
             write_json(root / name / "manifest.json", manifest)
             config = {"learning_rate": 0.1, "num_train_epochs": 1, "output_dir": str(root)}
             (root / name / "config.yaml").write_text(yaml.safe_dump(config))
+            write_json(root / name / "checkpoint-1/trainer_state.json", {"max_steps": 4})
             reward = seeds.TRAINING_REWARD.get(name, "loss")
             write_jsonl(root / name / "metrics.jsonl", [{"step": step, reward: step + seed} for step in (1, 2)])
         for name, gold in GOLD.items():
@@ -55,6 +53,7 @@ def test_mean_interval_and_spread(runs):
     sft = policies["gold reward", "sft"]
     half = 4.302653 * 0.1 / 3**0.5  # t's 97.5% point with 2 degrees of freedom
     assert [sft["mean"], *sft["ci"]] == pytest.approx([0.3, 0.3 - half, 0.3 + half], abs=1e-6)
+    assert [point["share"] for point in seeds.summarise(runs)["curves"]["ppo"]] == [0, 0.25, 1]
     assert (sft["sd"], sft["min"], sft["max"]) == pytest.approx((0.1, 0.2, 0.4))
 
 
