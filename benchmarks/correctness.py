@@ -30,8 +30,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from eval.figures import SVG
+from rlhf_trl.measure import machine, versions
 from rlhf_trl.ppo import CorrectedPPOTrainer
-from rlhf_trl.runs import machine, versions
 
 TOKENS = [*"abcdefgh", "<eos>", "<pad>"]
 REWARD = np.array([0, -1, 0.5, 1, -0.5, 1.5, -1, 2, 0, 0])

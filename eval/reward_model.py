@@ -29,9 +29,10 @@ from rlhf_trl.config import parse
 from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_split, load_tokenizer
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
+from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
 from rlhf_trl.rewards import score
-from rlhf_trl.runs import machine, versions, weights_hash
+from rlhf_trl.runs import weights_hash
 
 # Thresholds of the patterns of the error analysis
 LONGER = 1.25  # times as many tokens

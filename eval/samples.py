@@ -29,9 +29,10 @@ from eval.probes import load_probes
 from rlhf_trl.config import parse
 from rlhf_trl.data import build_dataset, fingerprint, render_prompt
 from rlhf_trl.hub import check_source
+from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import batches
-from rlhf_trl.runs import machine, versions, weights_hash
+from rlhf_trl.runs import weights_hash
 
 
 class Job(NamedTuple):

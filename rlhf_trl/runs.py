@@ -8,28 +8,22 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
-import resource
 import shutil
 import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import gather
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rlhf_trl.data import fingerprint
 from rlhf_trl.errors import UserError
-
-PACKAGES = ("trl", "transformers", "peft", "accelerate", "datasets", "torch")
+from rlhf_trl.measure import TokenCounter, machine, peak_memory_mb, plot_curves, versions
 
 # What a run leaves on its way: each is written when what it tells of is complete
 STARTED = "started.json"  # in the staging folder: from what, and with which settings
@@ -258,80 +252,6 @@ class Recorder(TrainerCallback):
             shutil.rmtree(checkpoint)
         for checkpoint in older[surplus:]:
             _keep_model_only(checkpoint)
-
-
-class TokenCounter:
-    """Counts the unpadded tokens that pass through a model with gradients on."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._count: torch.Tensor | int = 0
-        model.register_forward_pre_hook(self._add, with_kwargs=True)
-
-    def _add(self, module, args, kwargs) -> None:
-        if torch.is_grad_enabled() and kwargs.get("attention_mask") is not None:
-            self._count = self._count + kwargs["attention_mask"].sum()  # stays on the device: no waiting
-
-    def total(self) -> int:
-        """The sum over all processes, each of which must ask."""
-        return int(gather(torch.tensor([int(self._count)], device=PartialState().device)).sum())
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """What a run logged, in order."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def plot_curves(folder: Path) -> None:
-    """Draw every metric of `metrics.jsonl` over the steps into `curves.png` and `curves.svg`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = read_metrics(folder)
-    skip = {"step", "epoch", "episode", "eps", "total_flos"}
-    names = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))} - skip)
-    series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
-    series = {name: points for name, points in series.items() if len(points) > 1}
-    if not series:
-        return
-    columns = min(4, len(series))
-    lines = -(-len(series) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 2.4 * lines), squeeze=False)
-    for axis, (name, points) in zip(axes.flat, series.items(), strict=False):
-        axis.plot(*zip(*points, strict=True), linewidth=1)
-        axis.set_title(name, fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in axes.flat[len(series) :]:
-        axis.remove()
-    figure.tight_layout()
-    figure.savefig(folder / "curves.png", dpi=120)
-    figure.savefig(folder / "curves.svg")
-    plt.close(figure)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def machine() -> dict[str, Any]:
-    """Processor and accelerator, without anything that names the host."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.system(), "cpu": cpu, "threads": torch.get_num_threads(), "gpus": gpus}
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU where there is one, else resident memory of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    scale = 2**20 if platform.system() == "Darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def weights_hash(folder: str | Path) -> str | None:
