@@ -30,11 +30,6 @@ class TokenCounter:
         return int(gather(torch.tensor([int(self._count)], device=PartialState().device)).sum())
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """What a run logged, in order."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def plot_curves(folder: Path) -> None:
     """Draw every metric of `metrics.jsonl` over the steps into `curves.png` and `curves.svg`."""
     import matplotlib
@@ -42,7 +37,7 @@ def plot_curves(folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_metrics(folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     skip = {"step", "epoch", "episode", "eps", "total_flos"}
     names = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))} - skip)
     series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
