@@ -44,7 +44,7 @@ STEPS := data sft reward ppo grpo dpo eval-reward samples score judge
 # ARGS goes to the steps named on the command line, not to those that they first need.
 args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
 ifneq ($(ARGS),)
-ifeq ($(filter $(STEPS),$(MAKECMDGOALS)),)
+ifeq ($(filter $(STEPS) bench,$(MAKECMDGOALS)),)
 $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo, for the report ARGS_eval)
 endif
 endif
@@ -53,13 +53,14 @@ evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
-.PHONY: help demo all $(STEPS) report correctness chaos seeds test lint clean
+.PHONY: help demo all $(STEPS) report check correctness chaos seeds bench test lint clean
 
 help:
 	@echo 'make TARGET [VARIABLE=VALUE ...]'
 	@echo
 	@echo '  demo     install, then run everything on the demo profile (minutes, no GPU, no network)'
 	@echo '  all      everything below: data, training, evaluation, report'
+	@echo '  check    train nothing: can every step work, and how much memory will it take?'
 	@echo '  data     analyse the data: sizes, lengths, what is dropped, overlap'
 	@echo '  sft, reward, ppo, grpo, dpo'
 	@echo '           train one of them, and first what it needs; nothing is made twice'
@@ -71,8 +72,8 @@ help:
 	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md and report.html'
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
-	@echo '  correctness, chaos, seeds'
-	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, the demo with five seeds'
+	@echo '  correctness, chaos, seeds, bench'
+	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, the demo with five seeds, speed and memory'
 	@echo
 	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
@@ -134,12 +135,19 @@ $(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
 	$(call evaluate,report)
 
+check: $(DEMO) | $(INSTALLED)
+	$(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo eval,$(if $(ARGS_$(step)),--$(step) "$(ARGS_$(step))"))
+
 # Studies of this project itself
 correctness: $(INSTALLED)
 	$(RUN) benchmarks/correctness.py
 
 chaos: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
 	$(RUN) benchmarks/chaos.py $(RUNS)/demo
+
+# With ARGS="--model FOLDER --dataset FOLDER" on a real model and real data, too
+bench: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
+	$(RUN) benchmarks/speed.py $(RUNS)/demo $(ARGS)
 
 SEEDS := 0 1 2 3 4
 seeds:

@@ -11,13 +11,22 @@
 Options of a command: python -m eval COMMAND --help
 """
 
-import importlib
+import ast
 import os
 import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
-from rlhf_trl.errors import UserError, cli
+from eval.config import CONFIGS, PadConfig, TokenizerConfig
+from rlhf_trl.config import parse
+from rlhf_trl.errors import UserError, cli, imports_are_over
 
-COMMANDS = ("data", "reward-model", "samples", "score", "judge", "report", "compare")
+COMMANDS = {
+    "data": (*CONFIGS, TokenizerConfig),
+    "reward-model": (*CONFIGS, PadConfig),
+    **dict.fromkeys(("samples", "score", "judge", "report", "compare"), CONFIGS),
+}
 
 
 @cli
@@ -25,12 +34,19 @@ def main() -> None:
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(__doc__.strip())
-    elif command not in ("samples", "score") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{command} runs in one process; only samples and score share their work out")
-    elif command in COMMANDS:
-        importlib.import_module(f"eval.{command.replace('-', '_')}").main()
-    else:
+        return
+    if command not in COMMANDS:
         raise UserError(f"unknown command {command}; choose one of {', '.join(COMMANDS)}")
+    if command not in ("samples", "score") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{command} runs in one process; only samples and score share their work out")
+    if command == "compare" and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "--policies")
+    module = f"eval.{command.replace('-', '_')}"
+    source = Path(find_spec(module).origin).read_text(encoding="utf-8")
+    configs = parse(ast.get_docstring(ast.parse(source)), *COMMANDS[command])  # before what takes long to import
+    run = import_module(module).main
+    imports_are_over()
+    run(*configs)
 
 
 if __name__ == "__main__":

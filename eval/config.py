@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_trl import demo
-from rlhf_trl.data import DataConfig
+from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 
 GOLD_RULES: dict[str, Callable[[str, str], float]] = {"demo": demo.gold_reward}
@@ -111,6 +111,22 @@ class JudgeConfig:
             raise UserError(f"base_url {self.base_url} is no address; it starts with http:// or https://")
         if self.budget_usd is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
             raise UserError("budget_usd needs usd_per_million_input and usd_per_million_output")
+
+
+@dataclass
+class TokenizerConfig:
+    """Whose tokens are counted."""
+
+    tokenizer: str = field(metadata={"help": "Model folder or hub name whose tokenizer counts."})
+
+
+@dataclass
+class PadConfig:
+    """What a reward model's tokenizer may lack."""
+
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Pad token, where the reward model's tokenizer has none besides eos."}
+    )
 
 
 CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds

@@ -9,7 +9,7 @@ and lengths of every pair.
 
 import itertools
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from statsmodels.stats.weightstats import DescrStatsW
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eval import figures, stats
-from eval.config import CONFIGS
+from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
-from rlhf_trl.config import parse
-from rlhf_trl.data import SPLITS, TURN, DataConfig, load_split, prompt_key
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import SPLITS, TURN, load_split, prompt_key
 from rlhf_trl.data import render as render_row
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
@@ -31,15 +31,7 @@ SELECTION = ("prompt also in the train split", "prompt repeated")
 LENGTHS = ("first_turn_tokens", "prompt_tokens", "chosen_tokens", "rejected_tokens")
 
 
-@dataclass
-class TokenizerConfig:
-    """Whose tokens are counted."""
-
-    tokenizer: str = field(metadata={"help": "Model folder or hub name whose tokenizer counts."})
-
-
-def main() -> None:
-    data_config, config, _, counting = parse(__doc__, *CONFIGS, TokenizerConfig)
+def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: TokenizerConfig) -> None:
     folder = Path(config.output_dir) / "data"
     if folder.exists() and not (folder / "data.json").exists():
         raise UserError(f"{folder} holds something else and would be replaced; move it or set output_dir")

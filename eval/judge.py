@@ -22,10 +22,10 @@ from typing import NamedTuple
 from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
-from eval.config import CONFIGS, GOLD_RULES, JudgeConfig
+from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
 from eval.files import write_json, write_jsonl
 from eval.server import VERDICTS, BudgetSpent, Server, parameters, usd
-from rlhf_trl.config import parse
+from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -42,8 +42,7 @@ class Request(NamedTuple):
     text: str
 
 
-def main() -> None:
-    _, config, judge = parse(__doc__, *CONFIGS)
+def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     folder = Path(config.output_dir) / "judge"
     template = read_template(judge.judge_template)
     pairs = choose_pairs(list(config.folders), judge.judge_pairs)

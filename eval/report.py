@@ -12,14 +12,13 @@ import shutil
 from pathlib import Path
 
 from eval import figures
-from eval.config import CONFIGS, EvalConfig
+from eval.config import EvalConfig, JudgeConfig
 from eval.files import read_jsonl, render, replaced, write_json
 from eval.summary import claims, column, headline, summarise
-from rlhf_trl.config import parse
+from rlhf_trl.config import DataConfig
 
 
-def main() -> None:
-    _, config, _ = parse(__doc__, *CONFIGS)
+def main(_: DataConfig, config: EvalConfig, __: JudgeConfig) -> None:
     print(f"The report is in {write_report(config) / 'ANALYSIS.md'}")
 
 

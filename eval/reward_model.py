@@ -9,7 +9,7 @@ Any model with one score per sequence will do, full or a PEFT adapter. Writes to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from statsmodels.regression.linear_model import OLS
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import figures, stats
-from eval.config import CONFIGS
+from eval.config import EvalConfig, JudgeConfig, PadConfig
 from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
-from rlhf_trl.config import parse
-from rlhf_trl.data import DataConfig, build_dataset, fingerprint, load_split, load_tokenizer
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import build_dataset, fingerprint, load_split, load_tokenizer
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import machine, versions
@@ -40,17 +40,7 @@ VERY_SHORT = 10  # tokens with eos
 CLOSE = 0.55  # confidence
 
 
-@dataclass
-class PadConfig:
-    """What a reward model's tokenizer may lack."""
-
-    pad_token: str | None = field(
-        default=None, metadata={"help": "Pad token, where the reward model's tokenizer has none besides eos."}
-    )
-
-
-def main() -> None:
-    data_config, config, _, padding = parse(__doc__, *CONFIGS, PadConfig)
+def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: PadConfig) -> None:
     root = Path(config.output_dir)
     source = config.reward_model_folder
     check_classifier(source)

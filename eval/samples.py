@@ -23,15 +23,15 @@ from accelerate import PartialState
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.config import CONFIGS, EvalConfig
+from eval.config import EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes
-from rlhf_trl.config import parse
+from rlhf_trl.batching import batches, combined_seed
+from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset, fingerprint, render_prompt
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import batches
 from rlhf_trl.runs import weights_hash
 
 
@@ -44,8 +44,7 @@ class Job(NamedTuple):
     dialogues: list[str]
 
 
-def main() -> None:
-    data_config, config, _ = parse(__doc__, *CONFIGS)
+def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     probes = load_probes(config.probes)
     models = [*config.folders.values(), _base(config)]
     for source in filter(None, models):
@@ -189,7 +188,7 @@ def _run(job: Job, path: Path, config: EvalConfig) -> None:
             if done.issuperset(batch) or number % state.num_processes != state.process_index:
                 continue
             ids = [prompt_ids[i] for i in batch]
-            completions = sample(model, tokenizer, ids, config.max_new_tokens, (config.seed << 32) + batch[0])
+            completions = sample(model, tokenizer, ids, config.max_new_tokens, combined_seed(config.seed, batch[0]))
             logps = log_probabilities(model, ids, completions)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             for i, completion, logp, text in zip(batch, completions, logps, texts, strict=True):

@@ -19,22 +19,22 @@ from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import samples
-from eval.config import CONFIGS, GOLD_RULES, EvalConfig
+from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
-from rlhf_trl.config import parse
+from rlhf_trl.batching import batches
+from rlhf_trl.config import DataConfig
 from rlhf_trl.data import load_tokenizer, render_prompt
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import batches, check_reward_model, load_reward_model, score
+from rlhf_trl.rewards import check_reward_model, load_reward_model, score
 from rlhf_trl.runs import weights_hash
 
 
-def main() -> None:
-    _, config, _ = parse(__doc__, *CONFIGS)
+def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
     check_reward_model(config.reward_model_folder)
-    samples.main()
+    samples.main(data_config, config, judge)
     PartialState().wait_for_everyone()  # the main process says last what was sampled
     sampled = json.loads((root / "samples" / "manifest.json").read_text())
     tokenizers = {name: file["tokenizer"] for name, file in sampled["files"].items()}

@@ -7,19 +7,21 @@ It trains on the pairs that the reward model was trained on: the preference info
 GRPO receive through the reward model.
 """
 
+from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import cli
 
 
 @cli
 def main() -> None:
-    from trl import DPOConfig, DPOTrainer, ModelConfig
+    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
-    from rlhf_trl.config import RunConfig, parse
-    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from trl import DPOTrainer
+
+    from rlhf_trl.batching import length_grouped
+    from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, load_causal_lm, lora
     from rlhf_trl.runs import Run
 
-    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, DPOConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load
@@ -27,13 +29,14 @@ def main() -> None:
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
     pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
 
-    # Build: with LoRA the reference is the model with its adapter off, else TRL loads a second copy
+    # Build: the log-probabilities under the reference, which is the model as it is now, are computed before training
     parents = {"model": model_config.model_name_or_path}
     run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = DPOTrainer(
+    trainer = length_grouped(DPOTrainer)(
         model=load_causal_lm(model_config, tokenizer),
         args=args,
-        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
+        # sorted, because the reference takes the rows in their order; training does not
+        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected", "length"]).sort("length"),
         processing_class=tokenizer,
         peft_config=lora(model_config, "CAUSAL_LM"),
     )

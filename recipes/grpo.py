@@ -4,28 +4,32 @@ make grpo PROFILE=gpt2
 python recipes/grpo.py --config configs/gpt2/grpo.yaml --num_generations 16
 """
 
+from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import cli
 
 
 @cli
 def main() -> None:
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+    data_config, model_config, reward_config, run_config, args = parse(__doc__, *RECIPES["grpo"])
 
-    from rlhf_trl.config import RewardModelConfig, RunConfig, parse
-    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from trl import GRPOTrainer
+
+    from rlhf_trl.batching import LengthGroupedSampler
+    from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, device, load_causal_lm, load_options, lora
     from rlhf_trl.rewards import grpo_reward, load_reward_model
     from rlhf_trl.runs import Run
-
-    data_config, model_config, reward_config, run_config, args = parse(
-        __doc__, DataConfig, ModelConfig, RewardModelConfig, RunConfig, GRPOConfig
-    )
 
     # Load
     tokenizer = load_tokenizer(model_config.model_name_or_path)
     reward_model = load_reward_model(reward_config.reward_model_path, **load_options(model_config))
     check_context(model_config, data_config.max_prompt_tokens, args.max_completion_length)
     prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
+    if args.train_sampling_strategy == "group_by_length":  # which TRL's sampler cannot do, but it can keep an order
+        lengths = [len(ids) for ids in prompts["prompt_ids"]]
+        batch_size = args.generation_batch_size // args.num_generations
+        prompts = prompts.select(list(LengthGroupedSampler(lengths, batch_size, args.seed)))
+        args.shuffle_dataset = False
 
     # Build
     parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}

@@ -9,21 +9,23 @@ saved in the model's config.
 
 from dataclasses import replace
 
+from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import cli
 
 
 @cli
 def main() -> None:
-    from accelerate.utils.memory import clear_device_cache
-    from trl import ModelConfig, RewardConfig, RewardTrainer
+    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["reward"])
 
-    from rlhf_trl.config import RunConfig, parse
-    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from accelerate.utils.memory import clear_device_cache
+    from trl import RewardTrainer
+
+    from rlhf_trl.batching import length_grouped
+    from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, device, load_merged, load_sequence_classifier, lora
     from rlhf_trl.rewards import score
     from rlhf_trl.runs import Run
 
-    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, RewardConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load: pairs in the one form in which every user of the reward model gives it its input
@@ -32,7 +34,7 @@ def main() -> None:
     pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
     examples = pairs.map(
         lambda row: {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")},
-        remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids")],
+        remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids", "length")],
         desc="Joining prompts and replies",
     )
     held_out = build_dataset(replace(data_config, max_rows=256), "gold", tokenizer, args.seed)
@@ -40,7 +42,7 @@ def main() -> None:
     # Build
     parents = {"model": model_config.model_name_or_path}
     run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = RewardTrainer(
+    trainer = length_grouped(RewardTrainer)(
         model=load_sequence_classifier(model_config, tokenizer),
         args=args,
         train_dataset=examples,

@@ -7,19 +7,21 @@ The adapter is merged at the end: PPO, GRPO and DPO all start from this one mode
 against it.
 """
 
+from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import cli
 
 
 @cli
 def main() -> None:
-    from trl import ModelConfig, SFTConfig, SFTTrainer
+    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["sft"])
 
-    from rlhf_trl.config import RunConfig, parse
-    from rlhf_trl.data import DataConfig, build_dataset, load_tokenizer
+    from trl import SFTTrainer
+
+    from rlhf_trl.batching import length_grouped
+    from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, load_causal_lm, load_merged, lora
     from rlhf_trl.runs import Run
 
-    data_config, model_config, run_config, args = parse(__doc__, DataConfig, ModelConfig, RunConfig, SFTConfig)
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load: completion-only examples, tokenized the way the policy will later meet them
@@ -30,6 +32,7 @@ def main() -> None:
         lambda row: {
             "input_ids": row["prompt_ids"] + row["chosen_ids"],
             "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
+            "length": len(row["prompt_ids"]) + len(row["chosen_ids"]),
         },
         remove_columns=pairs.column_names,
         desc="Joining prompts and replies",
@@ -38,7 +41,7 @@ def main() -> None:
     # Build
     parents = {"model": model_config.model_name_or_path}
     run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = SFTTrainer(
+    trainer = length_grouped(SFTTrainer)(
         model=load_causal_lm(model_config, tokenizer),
         args=args,
         train_dataset=examples,

@@ -2,8 +2,8 @@
 
 import argparse
 import difflib
-import gc
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,9 +14,12 @@ import yaml
 from trl import TrlParser
 
 from rlhf_trl.errors import UserError, check_writable
+from rlhf_trl.outline import load, outline
 
-# Options that would be accepted and do nothing or harm, and what to do instead. TRL's configs are named, not imported:
-# that would take ten seconds, and most commands need none of them.
+# Where we differ from TRL's own defaults: less padding, and no second model for DPO's reference
+DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True}
+
+# Options that would be accepted and do nothing or harm, and what to do instead
 ALWAYS = {
     "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
     "save_only_model": "leave it out: a killed run could not go on, and a finished one keeps only models anyway",
@@ -39,6 +42,33 @@ IGNORED = {
 
 
 @dataclass
+class DataConfig:
+    """Which preference pairs to use, and how much of them."""
+
+    dataset: str = field(
+        default="Anthropic/hh-rlhf",
+        metadata={"help": "Hub name, or a local folder in the layout of Anthropic/hh-rlhf."},
+    )
+    data_dir: list[str] | None = field(
+        default=None, metadata={"help": "Subsets to read, e.g. harmless-base. All by default."}
+    )
+    max_prompt_tokens: int = field(
+        default=512, metadata={"help": "Rows with a longer prompt are dropped; prompts are never cut."}
+    )
+    max_completion_tokens: int = field(
+        default=256, metadata={"help": "Pairs with a longer reply are dropped; replies are never cut."}
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Use only this many rows (after a seeded shuffle). All by default."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
+
+
+@dataclass
 class RunConfig:
     """How a training run is started."""
 
@@ -58,24 +88,51 @@ class RewardModelConfig:
     )
 
 
+# What each recipe's options are. TRL's classes are named, not imported: that takes ten seconds.
+MODEL = "trl.ModelConfig"
+RECIPES: dict[str, tuple[type | str, ...]] = {
+    "sft": (DataConfig, MODEL, RunConfig, "trl.SFTConfig"),
+    "reward": (DataConfig, MODEL, RunConfig, "trl.RewardConfig"),
+    "ppo": (DataConfig, MODEL, RunConfig, "trl.experimental.ppo.PPOConfig"),
+    "grpo": (DataConfig, MODEL, RewardModelConfig, RunConfig, "trl.GRPOConfig"),
+    "dpo": (DataConfig, MODEL, RunConfig, "trl.DPOConfig"),
+}
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> None:
         raise UserError(message)
 
 
-def parse(description: str | None, *classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse(description: str | None, *classes: type | str, argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill each dataclass from `--config FILE.yaml` and the options after it, which override the file.
 
-    Unlike TRL's own parser this checks the types of YAML values too, names the closest known key for an
-    unknown one, and falls back to the CPU and 32 bits where there is no accelerator (or no bfloat16).
+    A class may be given by name; mistakes in its options are then found before it is imported. Unlike TRL's own parser
+    this checks the types of YAML values too, names the closest known key for an unknown one, and falls back to the CPU
+    and 32 bits where there is no accelerator (or no bfloat16).
 
     Raises:
         UserError: missing or broken file, unknown key, wrong type, or settings that contradict each other.
     """
-    # The imports, for which `cli` disables it, are over. TRL's PPO collects garbage twice an update, and going through
-    # what they made would take nearly half a second each time.
-    gc.freeze()
-    gc.enable()
+    argv = sys.argv[1:] if argv is None else argv
+    parsed = _fill(description, [outline(part) if isinstance(part, str) else part for part in classes], argv)
+    if any(isinstance(part, str) for part in classes):
+        parsed = _fill(description, [load(part) if isinstance(part, str) else part for part in classes], argv)
+    return parsed
+
+
+def check_launch() -> None:
+    """Refuse launchers under which TRL's PPO cannot train or save.
+
+    Raises:
+        UserError: DeepSpeed (ZeRO) or FSDP.
+    """
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true":  # as accelerate's launcher sets it
+            raise UserError(f"PPO does not work with {name}; launch it with DDP (LAUNCH=ddp) or on one GPU")
+
+
+def _fill(description: str | None, classes: list[type], argv: list[str]) -> tuple[Any, ...]:
     parser = _Parser(
         classes,
         description=description,
@@ -84,14 +141,14 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     options = {action.dest: action for action in parser._actions}
-    if "bf16" in options:
+    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
+    if "torch" in sys.modules and "bf16" in options:
         import torch
 
         ppo = any(part.__name__ == "PPOConfig" for part in classes)
         bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
-    argv = sys.argv[1:] if argv is None else argv
     parser_defaults = {name: action.default for name, action in options.items()}
     path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     path.add_argument("--config")
@@ -123,6 +180,8 @@ def parse(description: str | None, *classes: type, argv: list[str] | None = None
             raise UserError(
                 f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
             )
+        if getattr(part, "use_vllm", False) and find_spec("vllm") is None:
+            raise UserError("use_vllm needs vLLM; pip install 'trl[vllm]' or unset it")
         if getattr(part, "output_dir", None):
             check_writable(Path(part.output_dir))
         for name, instead in IGNORED.get(type(part).__name__, {}).items():

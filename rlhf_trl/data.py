@@ -8,16 +8,21 @@ dialogues `chosen` and `rejected`.
 import gzip
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
+from accelerate import PartialState
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_reachable, check_source
 
@@ -26,33 +31,6 @@ SPLITS = {"sft": 0.30, "reward": 0.40, "policy": 0.20, "gold": 0.10}
 
 REPLY = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-@dataclass
-class DataConfig:
-    """Which preference pairs to use, and how much of them."""
-
-    dataset: str = field(
-        default="Anthropic/hh-rlhf",
-        metadata={"help": "Hub name, or a local folder in the layout of Anthropic/hh-rlhf."},
-    )
-    data_dir: list[str] | None = field(
-        default=None, metadata={"help": "Subsets to read, e.g. harmless-base. All by default."}
-    )
-    max_prompt_tokens: int = field(
-        default=512, metadata={"help": "Rows with a longer prompt are dropped; prompts are never cut."}
-    )
-    max_completion_tokens: int = field(
-        default=256, metadata={"help": "Pairs with a longer reply are dropped; replies are never cut."}
-    )
-    max_rows: int | None = field(
-        default=None, metadata={"help": "Use only this many rows (after a seeded shuffle). All by default."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1")
 
 
 def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
@@ -126,14 +104,37 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
 def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
     """Rows of a split as the text `tokenizer`'s model sees, shuffled by `seed`, without the too long ones.
 
-    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str) and `prompt_ids`, `chosen_ids`,
-    `rejected_ids` (list of int; replies end in eos). What was dropped, and why, is printed.
+    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str), `prompt_ids`, `chosen_ids`, `rejected_ids`
+    (list of int; replies end in eos) and `length` (tokens of the prompt with the longer reply). What
+    was dropped, and why, is printed. What one run has tokenized the next ones read from the cache of `datasets`.
     """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf-trl" / _cache_key(config, name, tokenizer)
+    with PartialState().local_main_process_first():
+        if not folder.exists():
+            _tokenize_split(config, name, tokenizer, folder)
+    dataset = Dataset.load_from_disk(folder).shuffle(seed=seed)
+    if config.max_rows is not None:
+        dataset = dataset.select(range(min(config.max_rows, len(dataset))))
+    dropped = json.loads((folder / "dropped.json").read_text())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+    print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons})")
+    return dataset
+
+
+def _cache_key(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides what a tokenized split holds: this module, the files, the limits, the tokenizer."""
+    paths = [Path(__file__), *(path for split in ("train", "test") for _, path in _find(config, split))]
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    limits = config.data_dir, config.max_prompt_tokens, config.max_completion_tokens
+    return Hasher.hash((contents, name, limits, tokenizer))
+
+
+def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     rows, dropped = load_split(config, name)
     if name == "sft":
         load_pairs(config, "test")  # a broken test split must not be found only after all the training
     total = len(rows)
-    dataset = Dataset.from_list(rows).shuffle(seed=seed)
+    dataset = Dataset.from_list(rows)
     dataset = dataset.map(lambda row: tokenize(render(row, tokenizer), tokenizer), desc=f"Tokenizing {name}")
     dataset = dataset.filter(lambda ids: len(ids) <= config.max_prompt_tokens, input_columns="prompt_ids")
     dropped["prompt too long"] = total - len(dataset)
@@ -148,11 +149,13 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
             f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} "
             f"and max_completion_tokens={config.max_completion_tokens}; raise them or use other data"
         )
-    if config.max_rows is not None:
-        dataset = dataset.select(range(min(config.max_rows, len(dataset))))
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
-    print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons})")
-    return dataset
+    staging = folder.with_name(f"{folder.name}.{os.getpid()}")
+    dataset.save_to_disk(staging)
+    (staging / "dropped.json").write_text(json.dumps(dropped))
+    try:
+        staging.rename(folder)
+    except OSError:  # another run was faster
+        shutil.rmtree(staging)
 
 
 def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -184,14 +187,15 @@ def render_prompt(dialogue: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenize(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Add `prompt_ids`, `chosen_ids` and `rejected_ids`; a finished reply ends in eos.
+    """Add `prompt_ids`, `chosen_ids`, `rejected_ids` and `length`; a finished reply ends in eos.
 
     Prompt and reply are tokenized apart, because that is how a policy meets them.
     """
     ids = {"prompt_ids": tokenizer(row["prompt"])["input_ids"]}
     for side in ("chosen", "rejected"):
         ids[f"{side}_ids"] = tokenizer(row[side], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return {**row, **ids}
+    longest = max(len(ids["chosen_ids"]), len(ids["rejected_ids"]))
+    return {**row, **ids, "length": len(ids["prompt_ids"]) + longest}
 
 
 def messages(dialogue: str) -> list[dict]:

@@ -1,6 +1,7 @@
 """TRL's PPOTrainer with its defects corrected. The loop itself is TRL's (1.12, the last release with it)."""
 
-import os
+import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
+from rlhf_trl.batching import LengthGroupedSampler
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import inject_lora
-from rlhf_trl.rewards import load_reward_model
 
 VALUE_MODEL = "value_model.pt"  # in a checkpoint
 DILUTED = (
@@ -35,7 +36,7 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     Each method is one correction. Those that concern the models are made where all recipes load them: clean
     generation settings (`models.load_causal_lm`), dtype (`models.load_options`), LoRA on a value model that starts
-    from the reward model (`load_value_model`), a centred reward (`rewards.StandardisedHead`); and `check_batches` and
+    from the reward model (`value_model_of`), a centred reward (`rewards.StandardisedHead`); and `check_batches` and
     `models.check_context` refuse data on which the loop would hang or crash.
 
     Left as it is, because it cannot be changed without copying the loop: the scores of a whole local batch are kept
@@ -75,10 +76,16 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     def _order_prompts_by_seed(self) -> None:
         """TRL shuffles by the global random state, which a resumed run cannot have again at the start of a pass."""
+        if self.args.train_sampling_strategy == "group_by_length":
+            batch_size = self.local_dataloader_batch_size * self.args.world_size
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            sampler = LengthGroupedSampler(lengths, batch_size, self.args.seed)
+        else:
+            sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.local_dataloader_batch_size,
-            sampler=SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed),
+            sampler=sampler,
             generator=torch.Generator(),  # or each pass would draw from the global state
             collate_fn=self.data_collator,
             drop_last=True,
@@ -154,17 +161,6 @@ class _Counters(TrainerCallback):
         state.compute_steps(args, self.total)
 
 
-def check_launch() -> None:
-    """Refuse launchers under which TRL's PPO cannot train or save.
-
-    Raises:
-        UserError: DeepSpeed (ZeRO) or FSDP.
-    """
-    for name in ("DeepSpeed", "FSDP"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true":  # as accelerate's launcher sets it
-            raise UserError(f"PPO does not work with {name}; launch it with DDP (LAUNCH=ddp) or on one GPU")
-
-
 def check_batches(args: PPOConfig, prompts: int) -> None:
     """Refuse settings under which TRL's loop hangs or fails late.
 
@@ -186,13 +182,17 @@ def check_batches(args: PPOConfig, prompts: int) -> None:
         )
 
 
-def load_value_model(reward_model_path: str, peft_config: LoraConfig | None, **load_options) -> PreTrainedModel:
-    """The reward model with its standardised head as the start of the value model, with LoRA if configured.
+def value_model_of(reward_model: PreTrainedModel, peft_config: LoraConfig | None) -> PreTrainedModel:
+    """The start of the value model: the reward model with its standardised head. With LoRA the two share one set of
+    frozen weights, and only the adapter and a head of its own are added.
 
-    (`peft_config` given to TRL's trainer wraps the policy only; the value model would train in full.)
+    (`peft_config` given to TRL's trainer wraps the policy only; the value model would be a second model, trained in
+    full.)
     """
-    model = load_reward_model(reward_model_path, **load_options)
-    return model if peft_config is None else inject_lora(model, peft_config)
+    if peft_config is None:
+        return copy.deepcopy(reward_model)
+    tensors = itertools.chain(reward_model.parameters(), reward_model.buffers())
+    return inject_lora(copy.deepcopy(reward_model, {id(tensor): tensor for tensor in tensors}), peft_config)
 
 
 def _configure_checkpointing(args: PPOConfig, *models) -> None:

@@ -5,14 +5,13 @@ eos at the end exactly when the completion finished. Reward training, TRL's PPO 
 GRPO callable and the evaluation all give it the same ids.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from accelerate import PartialState
 from torch import nn
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_trl.batching import batches
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import is_reward_model, whole_weights
 
@@ -72,16 +71,6 @@ def score(
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         scores[batch] = logits.squeeze(-1).float().cpu()
     return scores
-
-
-def batches(lengths: list[int], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
-    """Indexes of sequences in batches of like length, with a progress bar if it has a name."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    silent = progress is None or not PartialState().is_local_main_process
-    with tqdm(total=len(order), desc=progress, disable=silent) as bar:
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
-            bar.update(len(order[start : start + batch_size]))
 
 
 def grpo_reward(

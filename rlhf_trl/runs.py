@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rlhf_trl.data import fingerprint
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, imports_are_over
 from rlhf_trl.measure import TokenCounter, machine, peak_memory_mb, plot_curves, versions
 
 # What a run leaves on its way: each is written when what it tells of is complete
@@ -61,6 +61,7 @@ class Run:
     def __init__(
         self, args: TrainingArguments, *configs: Any, data: Dataset, parents: dict[str, str], fresh: bool
     ) -> None:
+        imports_are_over()
         self.folder = Path(args.output_dir)
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process

@@ -1,10 +1,14 @@
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may lean on the network
 os.environ["OMP_NUM_THREADS"] = "1"  # so small models gain nothing from more, and a fork must have no threads
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="rlhf-trl-tests-")
 
+import gc
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +57,12 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_is_left():
+    yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"])
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command as a user would (`run("ppo", "--config", ...)`); returns exit code, stdout, stderr."""
@@ -68,6 +78,7 @@ def run(monkeypatch, capsys):
             code = 0
         except SystemExit as stop:
             code = stop.code
+        gc.enable()  # which a command that ends early leaves off
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -1,26 +1,21 @@
 """Every shipped YAML, and the config half of contract 7."""
 
+import sys
+
 import pytest
 import yaml
-from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
-from trl.experimental.ppo import PPOConfig
+from transformers import HfArgumentParser
+from trl import ModelConfig, SFTConfig
 
 from eval.config import CONFIGS
 from eval.probes import load_probes
 from rlhf_trl import config as config_module
-from rlhf_trl.config import RewardModelConfig, parse
-from rlhf_trl.data import DataConfig
+from rlhf_trl import outline
+from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError
 from tests.conftest import ROOT
 
-CLASSES = {
-    "sft": (DataConfig, ModelConfig, SFTConfig),
-    "reward": (DataConfig, ModelConfig, RewardConfig),
-    "ppo": (DataConfig, ModelConfig, PPOConfig),
-    "grpo": (DataConfig, ModelConfig, RewardModelConfig, GRPOConfig),
-    "dpo": (DataConfig, ModelConfig, DPOConfig),
-    "eval": CONFIGS,
-}
+CLASSES = RECIPES | {"eval": CONFIGS}
 SHIPPED = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.stem in CLASSES)
 
 
@@ -83,6 +78,23 @@ def test_a_bad_line_is_named(tmp_path, recipe, line, message):
 def test_unknown_option_names_the_closest(tmp_path):
     with pytest.raises(UserError, match="unknown key bata; did you mean beta"):
         parse(None, *CLASSES["dpo"], argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--bata", "1"])
+
+
+@pytest.mark.parametrize(
+    "name", sorted({part for parts in RECIPES.values() for part in parts if isinstance(part, str)})
+)
+def test_an_outline_has_the_options_of_its_class(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    original = outline.load(name)
+    outline.outline(name)
+    monkeypatch.setattr(outline, "load", None)  # what the first one left is enough
+    parsers = [HfArgumentParser(kind) for kind in (original, outline.outline(name))]
+    options, others = ({action.dest: action for action in parser._actions} for parser in parsers)
+    assert others.keys() == options.keys()
+    for option, action in options.items():
+        for detail in ("option_strings", "nargs", "const", "default", "help", "required"):
+            assert getattr(others[option], detail) == getattr(action, detail), option
+        assert list(others[option].choices or ()) == list(action.choices or ())
 
 
 def test_missing_file_and_missing_bitsandbytes(tmp_path, monkeypatch):

@@ -3,10 +3,24 @@
 import gzip
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import pytest
 
-from rlhf_trl.data import SPLITS, DataConfig, load_pairs, load_split, messages, prompt_key, render
+from rlhf_trl import data
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import (
+    SPLITS,
+    build_dataset,
+    load_pairs,
+    load_split,
+    load_tokenizer,
+    messages,
+    prompt_key,
+    render,
+    tokenize,
+)
 from rlhf_trl.errors import UserError
 from tests.conftest import CHAT_TEMPLATE
 
@@ -120,3 +134,32 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
 
 def test_turns_of_one_speaker_are_joined():
     assert messages("\n\nHuman: a\n\nHuman: b") == [{"role": "user", "content": "a\n\nb"}]
+
+
+def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(world, tmp_path, monkeypatch, capsys):
+    """Not when only the number of rows or the seed do."""
+    tokenized = []
+    monkeypatch.setattr(data, "tokenize", lambda row, tokenizer: tokenized.append(1) or tokenize(row, tokenizer))
+    folder = shutil.copytree(world / "data", tmp_path / "data")
+    tokenizer = load_tokenizer(str(world / "model"))
+    config = DataConfig(dataset=str(folder), max_completion_tokens=12)
+
+    def build(config, seed=0):
+        tokenized.clear()
+        capsys.readouterr()
+        rows = build_dataset(config, "reward", tokenizer, seed)
+        return rows, bool(tokenized), capsys.readouterr().out
+
+    rows, new, said = build(config)
+    assert new and "reply too long" in said
+    again, new, repeated = build(config)
+    assert not new and repeated == said
+    assert again.to_list() == rows.to_list()
+    few, new, _ = build(replace(config, max_rows=5))
+    assert not new and few.to_list() == rows.to_list()[:5]
+    other, new, _ = build(config, seed=1)
+    assert not new and other.to_list() != rows.to_list()
+    assert build(replace(config, max_completion_tokens=13))[1]
+    with gzip.open(folder / "train.jsonl.gz", "at") as file:
+        file.write(pair(PROMPT + " Four.", PROMPT + " Five.") + "\n")
+    assert build(config)[1]

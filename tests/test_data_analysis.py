@@ -8,7 +8,8 @@ import pytest
 
 from eval import __main__ as command
 from eval.data import overlaps
-from rlhf_trl.data import DataConfig, load_split
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import load_split
 
 
 def analyse(monkeypatch, world, data, out, **options):

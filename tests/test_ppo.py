@@ -13,7 +13,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from rlhf_trl.data import load_tokenizer
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import check_context, load_causal_lm
-from rlhf_trl.ppo import VALUE_MODEL, CorrectedPPOTrainer, check_batches, load_value_model
+from rlhf_trl.ppo import VALUE_MODEL, CorrectedPPOTrainer, check_batches, value_model_of
 from rlhf_trl.rewards import load_reward_model
 
 ROLLOUTS, EPOCHS, MINI_BATCHES = 2, 2, 2
@@ -201,7 +201,9 @@ def test_a_value_model_gets_lora_and_starts_as_the_reward_model(trainer_class, s
     corrected = trainer_class is CorrectedPPOTrainer
     options = {"peft_config": LoraConfig(task_type="CAUSAL_LM", **LORA)}
     if corrected:
-        options["value_model"] = load_value_model(str(reward_model), LoraConfig(task_type="SEQ_CLS", **LORA))
+        options["value_model"] = value_model_of(
+            load_reward_model(str(reward_model)), LoraConfig(task_type="SEQ_CLS", **LORA)
+        )
     trainer = build(trainer_class, source, tmp_path, **options)
     trainable = {name for name, p in trainer.value_model.named_parameters() if p.requires_grad}
     assert all("lora" in name or "score" in name for name in trainable) == corrected

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from eval.files import read_jsonl
 from rlhf_trl.rewards import load_reward_model, score
+from rlhf_trl.runs import Run
 from tests.conftest import RECIPES, settings
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["c_attn", "c_fc"]}
@@ -19,16 +20,34 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lo
 QUANTIZED = {"load_in_4bit": True, "dtype": "bfloat16", "lora_target_modules": ["all-linear"]}
 
 
+@torch.no_grad()
+def reading(model):
+    """A reward model's score of a text, or a policy's mean log-probability of its tokens."""
+    ids = torch.arange(20, 60)[None]
+    logits = model.eval()(input_ids=ids).logits.float()
+    if logits.ndim == 2:
+        return logits.item()
+    return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).mean().item()
+
+
 @pytest.fixture(scope="module", params=["full", "lora", "qlora"])
 def chain(request, world, tmp_path_factory):
-    """All five recipes run once: the demo's Llama in full, a chat GPT-2 with LoRA and with 4-bit LoRA."""
+    """All five recipes run once: the demo's Llama in full, a chat GPT-2 with LoRA and with 4-bit LoRA. What each model
+    says when its training ends is in trained.json."""
     import importlib
     import sys
+
+    readings, original = {}, Run.train
+
+    def train(run, trainer):
+        original(run, trainer)
+        readings[run.folder.name] = reading(getattr(trainer, "policy_model", trainer.model))
 
     folder = tmp_path_factory.mktemp(request.param)
     changes = {"full": {}, "lora": LORA, "qlora": LORA | QUANTIZED}[request.param]
     base = "model" if request.param == "full" else "gpt2"
     patch = pytest.MonkeyPatch()
+    patch.setattr(Run, "train", train)
     for recipe in RECIPES:
         if recipe != "sft":  # relative paths, as in the shipped configs
             changes["model_name_or_path"] = os.path.relpath(folder / "sft")
@@ -36,6 +55,7 @@ def chain(request, world, tmp_path_factory):
         patch.setattr(sys, "argv", [recipe, "--config", str(config)])
         importlib.import_module(f"recipes.{recipe}").main()
     patch.undo()
+    (folder / "trained.json").write_text(json.dumps(readings))
     return folder, request.param
 
 
@@ -83,9 +103,23 @@ def test_every_method_starts_from_the_sft_model(chain):
     assert first["dpo"]["loss"] == pytest.approx(math.log(2), abs=rounding)
 
 
+def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeypatch):
+    """A second run, with other settings, reads its log-probabilities from the cache, and needs no second model."""
+    from trl import DPOTrainer
+
+    folder, kind = chain
+    changes = {"full": {}, "lora": LORA, "qlora": LORA | QUANTIZED}[kind]
+    changes["model_name_or_path"] = os.path.relpath(folder / "sft")
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", None)
+    assert run("dpo", "--config", settings(tmp_path, "dpo", world, beta=0.5, **changes))[0] == 0
+    first = read_jsonl(tmp_path / "dpo/metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=2**-8 if kind == "qlora" else 1e-5)
+
+
 def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
 
-    from rlhf_trl.data import DataConfig, build_dataset
+    from rlhf_trl.config import DataConfig
+    from rlhf_trl.data import build_dataset
 
     folder, kind = chain
     rounding = 2**-8 if kind == "qlora" else 1e-3
@@ -108,6 +142,20 @@ def test_adapters_learn(chain):
         loader = AutoModelForCausalLM if kind == "full" else AutoPeftModelForCausalLM
         policy = loader.from_pretrained(folder / recipe)
         assert (policy(input_ids=ids).logits - sft(input_ids=ids).logits).abs().max() > 1e-4, recipe
+
+
+def test_what_was_trained_is_what_is_saved_loaded_and_merged(chain):
+    """4-bit LoRA included: the adapter is merged into the weights as they were before the quantization."""
+    folder, kind = chain
+    for recipe, trained in json.loads((folder / "trained.json").read_text()).items():
+        if (folder / recipe / "adapter_config.json").exists():
+            model = AutoPeftModelForCausalLM.from_pretrained(folder / recipe, dtype="float32")
+            assert reading(model) == pytest.approx(trained, abs=1e-2), recipe
+            model = model.merge_and_unload()
+        else:
+            loader = AutoModelForSequenceClassification if recipe == "reward" else AutoModelForCausalLM
+            model = loader.from_pretrained(folder / recipe, dtype="float32")
+        assert reading(model) == pytest.approx(trained, abs=1e-2 if kind == "qlora" else 1e-4), recipe
 
 
 def test_merging_keeps_what_was_learned(chain, world):

@@ -1,0 +1,74 @@
+"""Batches of sequences of like length: padding costs as much as tokens do, and teaches nothing.
+
+Random batches of HH-RLHF's pairs are more than half padding.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+MEGA_BATCH = 50  # batches
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Indexes such that each `batch_size` of them in a row are of like length, in an order of its own every epoch.
+
+    All are shuffled, cut into mega-batches, sorted by length within each, cut into batches, and the batches shuffled:
+    so, unlike with transformers' sampler of the same name, lengths do not fall and rise in waves as training goes on.
+    The order depends on seed and epoch alone, which makes it the same in every process and after a resume. The
+    first batch holds the longest sequence, so that memory runs out at once or not at all.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(combined_seed(self.seed, self.epoch))
+        order = get_length_grouped_indices(self.lengths, self.batch_size, MEGA_BATCH, generator)
+        whole = len(order) // self.batch_size
+        shuffled = [0, *(torch.randperm(max(0, whole - 1), generator=generator) + 1).tolist()][:whole]
+        for number in [*shuffled, whole]:  # the last one is smaller, or empty
+            yield from order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+def combined_seed(*seeds: int) -> int:
+    """One seed of several; torch would look at the lower 32 bits of a larger number only."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
+    """A trainer that can do what `train_sampling_strategy: group_by_length` asks for, by the column `length`.
+
+    (Trainer's own way drops that column before it looks for it, and TRL's pairs have no `input_ids` to fall back on.)
+    """
+
+    class LengthGrouped(trainer):
+        def _get_train_sampler(self, train_dataset=None) -> Sampler:
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(train_dataset)
+            batch_size = self.args.train_batch_size * self.args.world_size
+            return LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed)
+
+    return LengthGrouped
+
+
+def batches(lengths: list[int], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
+    """Indexes of sequences in batches of like length, with a progress bar if it has a name."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    silent = progress is None or not PartialState().is_local_main_process
+    with tqdm(total=len(order), desc=progress, disable=silent) as bar:
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+            bar.update(len(order[start : start + batch_size]))
