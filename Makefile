@@ -136,7 +136,7 @@ $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(O
 	$(call evaluate,report)
 
 check: $(DEMO) | $(INSTALLED)
-	$(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo eval,$(if $(ARGS_$(step)),--$(step) "$(ARGS_$(step))"))
+	$(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo eval,$(if $(ARGS_$(step)),--$(step)="$(ARGS_$(step))"))
 
 # Studies of this project itself
 correctness: $(INSTALLED)

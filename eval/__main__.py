@@ -1,5 +1,6 @@
 """Evaluate trained policies under matched conditions. The commands, each with --config configs/PROFILE/eval.yaml:
 
+    check         whether a profile can run here, and in how much memory (--profile in place of --config)
     data          what the data hold
     reward-model  the card of a reward model
     samples       replies of all policies to the same prompts
@@ -18,11 +19,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.config import CONFIGS, PadConfig, TokenizerConfig
+from eval.config import CONFIGS, CheckConfig, PadConfig, TokenizerConfig
 from rlhf_trl.config import parse
 from rlhf_trl.errors import UserError, cli, imports_are_over
 
 COMMANDS = {
+    "check": (CheckConfig,),
     "data": (*CONFIGS, TokenizerConfig),
     "reward-model": (*CONFIGS, PadConfig),
     **dict.fromkeys(("samples", "score", "judge", "report", "compare"), CONFIGS),

@@ -129,4 +129,21 @@ class PadConfig:
     )
 
 
+@dataclass
+class CheckConfig:
+    """Which profile to check, with what the Makefile would give its steps."""
+
+    profile: str = field(metadata={"help": "Folder with a profile's configs."})
+    output_dir: str = field(metadata={"help": "Profile folder; where the results would go."})
+    seed: int = field(default=0, metadata={"help": "Seed of the data."})
+    dataset: str | None = field(default=None, metadata={"help": "Data in place of the profile's."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Base model in place of the profile's."})
+    sft: str = field(default="", metadata={"help": "More options of this step, in one string."})
+    reward: str = field(default="", metadata={"help": "More options of this step, in one string."})
+    ppo: str = field(default="", metadata={"help": "More options of this step, in one string."})
+    grpo: str = field(default="", metadata={"help": "More options of this step, in one string."})
+    dpo: str = field(default="", metadata={"help": "More options of this step, in one string."})
+    eval: str = field(default="", metadata={"help": "More options of the evaluation, in one string."})
+
+
 CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds

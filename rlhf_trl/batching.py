@@ -13,7 +13,9 @@ from tqdm import tqdm
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-MEGA_BATCH = 50  # batches
+# Sequences that are sorted among themselves. Not a number of batches: the larger a batch, the more it suffers from
+# being of one kind (of one length, and of what goes with length), and the more lengths it then mixes.
+MEGA_BATCH = 400
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -22,7 +24,8 @@ class LengthGroupedSampler(Sampler[int]):
     All are shuffled, cut into mega-batches, sorted by length within each, cut into batches, and the batches shuffled:
     so, unlike with transformers' sampler of the same name, lengths do not fall and rise in waves as training goes on.
     The order depends on seed and epoch alone, which makes it the same in every process and after a resume. The
-    first batch holds the longest sequence, so that memory runs out at once or not at all.
+    first batch holds the longest sequence, so that memory runs out at once or not at all; being of one kind it should
+    meet a learning rate that warms up.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -36,7 +39,8 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(combined_seed(self.seed, self.epoch))
-        order = get_length_grouped_indices(self.lengths, self.batch_size, MEGA_BATCH, generator)
+        batches_sorted = max(1, MEGA_BATCH // self.batch_size)
+        order = get_length_grouped_indices(self.lengths, self.batch_size, batches_sorted, generator)
         whole = len(order) // self.batch_size
         shuffled = [0, *(torch.randperm(max(0, whole - 1), generator=generator) + 1).tolist()][:whole]
         for number in [*shuffled, whole]:  # the last one is smaller, or empty
