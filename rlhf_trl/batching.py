@@ -63,7 +63,7 @@ def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
             if self.args.train_sampling_strategy != "group_by_length":
                 return super()._get_train_sampler(train_dataset)
             batch_size = self.args.train_batch_size * self.args.world_size
-            return LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed)
+            return LengthGroupedSampler(self.train_dataset["length"][:], batch_size, self.args.seed)
 
     return LengthGrouped
 

@@ -1,0 +1,135 @@
+"""One training as a process of its own, measured: any script, or TRL's PPO or GRPO as one writes them without us.
+
+    python benchmarks/plain.py RECORD.json recipes/dpo.py --config configs/demo/dpo.yaml
+    python benchmarks/plain.py RECORD.json ppo --config configs/demo/ppo.yaml
+
+`benchmarks/speed.py` runs both sides through this. What RECORD.json gets:
+    training            seconds in the trainer's loop, and in DPO's pass for the log-probabilities under the reference
+    tokens, positions   of the training's batches, without and with padding; none for PPO and GRPO
+    steps               of the optimizer
+    episodes, reward    replies sampled, and their mean reward in the last quarter of the updates; PPO and GRPO only
+    memory              peak in MB: of the GPU where there is one, else resident memory of this process
+"""
+
+import functools
+import json
+import runpy
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from trl import DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from rlhf_trl.config import DataConfig, RewardModelConfig
+from rlhf_trl.data import build_dataset, load_tokenizer
+from rlhf_trl.measure import peak_memory_mb
+
+
+def main() -> None:
+    record, script, *options = sys.argv[1:]
+    sys.argv = [script, *options]
+    figures = defaultdict(float)
+    Trainer.train = timed(Trainer.train, figures, summarise)
+    PPOTrainer.train = timed(PPOTrainer.train, figures, summarise)
+    DPOTrainer._precompute_ref_logps = timed(DPOTrainer._precompute_ref_logps, figures)
+    Trainer.training_step = counted(Trainer.training_step, figures)
+    if script in PLAIN:
+        PLAIN[script]()
+    else:
+        runpy.run_path(script, run_name="__main__")
+    Path(record).write_text(json.dumps(figures | {"memory": peak_memory_mb()}))
+
+
+def timed(method: Callable, figures: dict, after: Callable[[Trainer], dict] = lambda trainer: {}) -> Callable:
+    """A trainer's method that adds its time to `figures`, and what `after` then tells of the trainer."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **options):
+        start = time.perf_counter()
+        result = method(self, *args, **options)
+        figures["training"] += time.perf_counter() - start
+        figures.update(after(self))
+        return result
+
+    return wrapper
+
+
+def counted(step: Callable, figures: dict) -> Callable:
+    """`Trainer.training_step`, adding the tokens of its batches to `figures`."""
+
+    @functools.wraps(step)
+    def wrapper(self, model, inputs, *args, **options):
+        if "attention_mask" in inputs:  # GRPO's are yet to be sampled
+            figures["tokens"] += int(inputs["attention_mask"].sum())
+            figures["positions"] += inputs["attention_mask"].numel()
+        return step(self, model, inputs, *args, **options)
+
+    return wrapper
+
+
+def summarise(trainer: Trainer) -> dict:
+    """Optimizer steps and, of PPO and GRPO, replies and reward."""
+    args, state = trainer.args, trainer.state
+    summary = {"steps": max(int(values["step"]) for values in trainer.optimizer.state.values())}
+    names = ("objective/scores", "reward")  # PPO's and GRPO's
+    rewards = [row[name] for row in state.log_history for name in names if name in row]
+    if rewards:
+        last = rewards[-max(1, len(rewards) // 4) :]
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        summary |= {"episodes": state.global_step * batch, "reward": sum(last) / len(last)}
+    return summary
+
+
+def ppo() -> None:
+    """As TRL's examples/scripts/ppo/ppo.py has it, with what it needs to run at all: a pad token that is not eos, and
+    prompts that fit."""
+    model_config, tokenizer, prompts, args = load(PPOConfig)
+    peft_config = get_peft_config(model_config)
+
+    def model(kind: type, path: str) -> PreTrainedModel:
+        return kind.from_pretrained(path, dtype=model_config.dtype)
+
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=model(AutoModelForCausalLM, model_config.model_name_or_path),
+        ref_model=None if peft_config else model(AutoModelForCausalLM, model_config.model_name_or_path),
+        reward_model=model(AutoModelForSequenceClassification, args.reward_model_path),
+        value_model=model(AutoModelForSequenceClassification, args.reward_model_path),
+        train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
+        peft_config=peft_config,
+    )
+    trainer.train()
+    trainer.save_model(args.output_dir)
+
+
+def grpo() -> None:
+    """As TRL's documentation has it, with the path of a reward model."""
+    model_config, _, prompts, args, reward_config = load(GRPOConfig, RewardModelConfig)
+    args.model_init_kwargs = {"dtype": model_config.dtype}
+    trainer = GRPOTrainer(
+        model=model_config.model_name_or_path,
+        reward_funcs=reward_config.reward_model_path,
+        args=args,
+        train_dataset=prompts.select_columns(["prompt"]),
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.train()
+    trainer.save_model(args.output_dir)
+
+
+def load(*classes: type) -> tuple:
+    """Model config, tokenizer, our prompts, and the options of `classes`, of which the first is for a trainer."""
+    data_config, model_config, *others = TrlParser((DataConfig, ModelConfig, *classes)).parse_args_and_config()
+    tokenizer = load_tokenizer(model_config.model_name_or_path)
+    return model_config, tokenizer, build_dataset(data_config, "policy", tokenizer, others[0].seed), *others
+
+
+PLAIN = {"ppo": ppo, "grpo": grpo}
+
+if __name__ == "__main__":
+    main()
