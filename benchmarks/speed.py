@@ -237,7 +237,7 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
         "grpo": batch | {"max_prompt_tokens": 64, "max_completion_length": 32, "max_steps": 2, "num_generations": 4},
     }
     paths = dataset, folder / "policy", folder / "reward" / f"{OURS}-0" / "reward"
-    sizes = {"held_out": 32, "prompts": 16, "batch_size": 16, "max_new_tokens": 64}
+    sizes = {"held_out": 32, "prompts": 32, "batch_size": 32, "max_new_tokens": 32}
     world = World(Path(model).name, "smollm2", folder, *paths, changes, **sizes)
     drop_others(world, model)
     if not world.policy.exists():
