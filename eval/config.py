@@ -131,19 +131,19 @@ class PadConfig:
 
 @dataclass
 class CheckConfig:
-    """Which profile to check, with what the Makefile would give its steps."""
+    """The profile to check, and the options that its steps would get."""
 
-    profile: str = field(metadata={"help": "Folder with a profile's configs."})
-    output_dir: str = field(metadata={"help": "Profile folder; where the results would go."})
-    seed: int = field(default=0, metadata={"help": "Seed of the data."})
-    dataset: str | None = field(default=None, metadata={"help": "Data in place of the profile's."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Base model in place of the profile's."})
-    sft: str = field(default="", metadata={"help": "More options of this step, in one string."})
-    reward: str = field(default="", metadata={"help": "More options of this step, in one string."})
-    ppo: str = field(default="", metadata={"help": "More options of this step, in one string."})
-    grpo: str = field(default="", metadata={"help": "More options of this step, in one string."})
-    dpo: str = field(default="", metadata={"help": "More options of this step, in one string."})
-    eval: str = field(default="", metadata={"help": "More options of the evaluation, in one string."})
+    profile: str = field(metadata={"help": "Folder of the profile's configs."})
+    output_dir: str = field(metadata={"help": "Profile folder; would hold the run folders and get the results."})
+    seed: int = field(default=0, metadata={"help": "Seed of all steps."})
+    dataset: str | None = field(default=None, metadata={"help": "Preference pairs. By default the configs' own."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Base model. By default that of sft.yaml."})
+    sft: str = field(default="", metadata={"help": "More options of the SFT recipe, in one string."})
+    reward: str = field(default="", metadata={"help": "More options of the reward recipe."})
+    ppo: str = field(default="", metadata={"help": "More options of the PPO recipe."})
+    grpo: str = field(default="", metadata={"help": "More options of the GRPO recipe."})
+    dpo: str = field(default="", metadata={"help": "More options of the DPO recipe."})
+    eval: str = field(default="", metadata={"help": "More options of the evaluation commands."})
 
 
 CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds

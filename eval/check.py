@@ -1,0 +1,228 @@
+"""Find out, before anything trains, whether every step of a profile can work here and how much memory it takes.
+
+    make check PROFILE=gpt2
+    python -m eval check --profile configs/gpt2 --output_dir runs/gpt2
+
+All that is wrong is named at once: configs, packages, models, data, batches, judge, memory and disk. A model that is
+still to be trained is taken to be like the one it starts from.
+"""
+
+import io
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
+from trl import ModelConfig
+
+from eval.config import CONFIGS, CheckConfig
+from eval.judge import gold_records, read_key
+from rlhf_trl.config import RECIPES, DataConfig, parse
+from rlhf_trl.data import build_dataset, load_split, load_tokenizer
+from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_source
+from rlhf_trl.memory import Estimate, estimate
+from rlhf_trl.models import check_context
+from rlhf_trl.ppo import check_batches
+from rlhf_trl.rewards import check_reward_model
+
+# What each recipe reads, first of all what it trains on
+SPLITS = {"sft": ["sft"], "reward": ["reward", "gold"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
+COLUMNS = ("parameters", "trained", "libraries", "weights", "optimizer", "activations", "total", "there", "verdict")
+ROW = "{:7}" + len(COLUMNS) * "{:>12}"
+GB = 2**30
+
+
+@dataclass
+class Step:
+    """A recipe's settings, and what is found out about it."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    args: TrainingArguments
+    pad_token: str | None
+    reward_model: str | None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    rows: Dataset | None = None
+    estimate: Estimate | None = None
+
+    @property
+    def response(self) -> int | None:
+        """Tokens of the longest reply that the recipe samples; None if it samples none."""
+        return getattr(self.args, "response_length", getattr(self.args, "max_completion_length", None))
+
+
+class Findings(dict[str, list[str]]):
+    """What is wrong, and with which steps."""
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Take down the `UserError` that ends the block, if one does."""
+        try:
+            yield
+        except UserError as error:
+            steps = self.setdefault(" ".join(str(error).split()), [])
+            steps += [] if step in steps else [step]
+
+
+def main(config: CheckConfig) -> None:
+    findings = Findings()
+    steps = read_configs(config, findings)
+    for step in steps:
+        check_models(step, config, findings)
+        check_data(step, findings)
+    check_evaluation(config, steps, findings)
+    check_memory(steps, findings)
+    check_disk(config, steps, findings)
+    for message, names in findings.items():
+        print(f"{', '.join(names)}: {message}")
+    if findings:
+        raise UserError(f"{len(findings)} of the checks failed; what is wrong, and what to do, stands above")
+    print(f"{Path(config.profile).name} can run on this machine")
+
+
+def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
+    """The recipes whose settings are sound."""
+    steps, sft = [], f"{config.output_dir}/sft"
+    for name, classes in RECIPES.items():
+        made = {"--output_dir": f"{config.output_dir}/{name}"}
+        made["--model_name_or_path"] = config.model_name_or_path if name == "sft" else sft
+        if name in ("ppo", "grpo"):
+            made["--reward_model_path"] = f"{config.output_dir}/reward"
+        with findings.of(name):
+            data, model, *others, args = parse(None, *classes, argv=options(config, name, made))
+            if any(word in args.optim for word in ("8bit", "paged")) and find_spec("bitsandbytes") is None:
+                raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
+            reward_model = getattr(others[0], "reward_model_path", getattr(args, "reward_model_path", None))
+            steps.append(Step(name, data, model, args, getattr(args, "pad_token", None), reward_model))
+    base = next((step for step in steps if step.name == "sft"), None)
+    for step in steps:
+        if step.model.model_name_or_path == sft and not Path(sft).exists():
+            step.model.model_name_or_path = base and base.model.model_name_or_path
+            step.model.model_revision = base and base.model.model_revision
+            step.pad_token = base and base.pad_token
+    return steps
+
+
+def options(config: CheckConfig, name: str, made: dict[str, str | None]) -> list[str]:
+    """The command line that the Makefile would give a recipe or, for `eval`, the evaluation."""
+    given = {"--config": f"{config.profile}/{name}.yaml", **made, "--seed": config.seed, "--dataset": config.dataset}
+    try:
+        more = shlex.split(getattr(config, name))
+    except ValueError as error:
+        raise UserError(f"the options of {name} cannot be read ({error}); close the quotation") from error
+    return [f"{option}={value}" for option, value in given.items() if value is not None] + more
+
+
+def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
+    """That the models can be had, that prompts and replies fit them, and that the device can compute with them."""
+    model, reward_model = step.model, step.reward_model
+    with findings.of(step.name):
+        if model.model_name_or_path:
+            check_source(model.model_name_or_path)
+            with findings.of(step.name):
+                check_context(model, step.data.max_prompt_tokens, step.response or step.data.max_completion_tokens)
+            step.tokenizer = load_tokenizer(model.model_name_or_path, step.pad_token, model.model_revision)
+    with findings.of(step.name):
+        if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):
+            check_reward_model(reward_model)
+    with findings.of(step.name):
+        on_gpu = step.args.device.type == "cuda"
+        if on_gpu and model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("this GPU cannot compute in bfloat16; set dtype: float32 and no quantization")
+
+
+def check_data(step: Step, findings: Findings) -> None:
+    """That the recipe's splits hold rows within its limits, and enough of them for its batches."""
+    for split in SPLITS[step.name]:
+        with findings.of(step.name):
+            rows = read_split(step.data, split, step.tokenizer, step.args.seed)
+            step.rows = step.rows or rows
+    if step.name == "ppo":
+        with findings.of(step.name):
+            check_batches(step.args, len(step.rows) if step.rows else sys.maxsize)
+
+
+def read_split(data: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Dataset | None:
+    """The rows of a split; without a tokenizer, only whether there are any."""
+    if tokenizer is None:
+        load_split(data, split)
+        return None
+    with redirect_stdout(io.StringIO()):
+        return build_dataset(data, split, tokenizer, seed)
+
+
+def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
+    """That there are prompts to evaluate on, and somebody to judge."""
+    with findings.of("eval"):
+        argv = options(config, "eval", {"--output_dir": config.output_dir})
+        data, evaluation, judge = parse(None, *CONFIGS, argv=argv)
+        with findings.of("eval"):
+            read_split(data, "eval", steps[0].tokenizer if steps else None, config.seed)
+        if judge.judge == "gold":
+            gold_records(evaluation.gold_rule, {}, [])
+        if judge.judge == "openai" and not (read_key() or judge.base_url):
+            raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
+
+
+def check_memory(steps: list[Step], findings: Findings) -> None:
+    """That each recipe fits the memory of its device; prints what it takes."""
+    libraries = psutil.Process().memory_info().rss
+    print(ROW.format("in GB", *COLUMNS))
+    for step in steps:
+        if step.rows is None:
+            continue
+        config = AutoConfig.from_pretrained(step.model.model_name_or_path, revision=step.model.model_revision)
+        config.vocab_size = max(config.vocab_size, len(step.tokenizer))
+        longest = max(map(len, step.rows["prompt_ids"])) if step.response else max(step.rows["length"])
+        on_gpu = step.args.device.type == "cuda"
+        try:
+            need = estimate(step.name, config, step.model, step.args, longest, process=0 if on_gpu else libraries)
+        except RuntimeError as error:  # torch's, for a model whose code asks for values where there are only shapes
+            print(ROW.format(step.name, *["?"] * len(COLUMNS)), error)
+            continue
+        there = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available + libraries
+        parts = (need.process, need.weights, need.gradients + need.optimizer, need.activations, need.total, there)
+        counts = (f"{count / 1e6:.1f}M" for count in (need.parameters, need.trainable))
+        verdict = "fits" if need.total <= there else "too much"
+        print(ROW.format(step.name, *counts, *(f"{part / GB:.2f}" for part in parts), verdict))
+        step.estimate = need
+        with findings.of(step.name):
+            if need.total > there:
+                remedy = "lower per_device_train_batch_size, or the limits of prompts and replies"
+                if need.total - need.activations > there:
+                    remedy = "take a smaller model, or set use_peft: true and load_in_4bit: true"
+                raise UserError(f"needs {need.total / GB:.1f} GB of memory, and {there / GB:.1f} are there; {remedy}")
+
+
+def check_disk(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
+    """That the disk holds the runs with their checkpoints."""
+    need = sum(map(run_size, (step for step in steps if step.estimate)))
+    folder = Path(config.output_dir).absolute()
+    free = shutil.disk_usage(next(parent for parent in [folder, *folder.parents] if parent.exists())).free
+    with findings.of("all"):
+        if need > free:
+            message = f"the runs need {need / GB:.1f} GB of disk, and {free / GB:.1f} are free; set RUNS elsewhere"
+            raise UserError(message)
+
+
+def run_size(step: Step) -> int:
+    """Bytes of a run folder: the result, checkpoints of what is trained, and the newest one's optimizer."""
+    args, need = step.args, step.estimate
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    rows = args.num_train_epochs * len(step.rows) * getattr(args, "num_generations", 1)
+    steps = args.max_steps if args.max_steps > 0 else (getattr(args, "total_episodes", None) or rows) / batch
+    checkpoints = 1 / args.save_steps if args.save_steps < 1 else steps // args.save_steps
+    checkpoints = 0 if args.save_strategy == "no" else min(checkpoints, args.save_total_limit or checkpoints)
+    merged = step.name in ("sft", "reward")
+    result = need.parameters * (2 if "float16" in str(step.model.dtype) else 4) if merged else need.gradients
+    return round(result + checkpoints * need.gradients + need.optimizer)

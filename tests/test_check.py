@@ -1,0 +1,194 @@
+"""`make check`: it names what is wrong before anything trains, and counts and measures what there would be."""
+
+import importlib
+import inspect
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import eval.check
+from rlhf_trl import memory
+from rlhf_trl.config import RECIPES, parse
+from rlhf_trl.runs import Run
+from tests.conftest import ROOT, settings
+from tests.test_recipes import LORA
+
+
+def write_profile(folder, world, changes, base="model"):
+    for name in (*RECIPES, "eval"):
+        settings(folder, name, world, base, **changes.get(name, {}) | changes.get("all", {}))
+    return folder
+
+
+def no_pad(folder, world):
+    shutil.copytree(world / "model", folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder / "base")
+
+
+def no_hh(folder, world):
+    (folder / "data").mkdir()
+    (folder / "data/train.jsonl").write_text('{"text": "hello"}\n')
+
+
+# name: changes of the configs, preparation, the steps that are named and what is said of them
+FAULTS = {
+    "unknown key": ({"ppo": {"kl_coff": 1}}, None, "ppo: .*unknown key kl_coff; did you mean kl_coef"),
+    "wrong type": ({"dpo": {"learning_rate": "fast"}}, None, "dpo: .*invalid float value"),
+    "less than a PPO batch": ({"ppo": {"per_device_train_batch_size": 999}}, None, "ppo: .*one batch of 3996 prompts"),
+    "mini-batches": ({"ppo": {"num_mini_batches": 3}}, None, "ppo: num_mini_batches=3 must divide"),
+    "generations": ({"grpo": {"num_generations": 3}}, None, "grpo: .*(divisible|divide|multiple)"),
+    "no model": ({"sft": {"model_name_or_path": "{folder}/nowhere"}}, None, "sft, .*nowhere does not exist"),
+    "no data": ({"all": {"dataset": "{folder}/nowhere"}}, None, "sft, reward, ppo, grpo, dpo, eval: .*does not exist"),
+    "no HH data": ({"all": {"dataset": "{folder}/data"}}, no_hh, "line 1: not HH-RLHF data"),
+    "hub out of reach": ({"dpo": {"dataset": "some/pairs"}}, None, "dpo: some/pairs .*could not be had from the hub"),
+    "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of 128 tokens"),
+    "nothing fits": ({"sft": {"max_prompt_tokens": 1}}, None, "sft: no row of the sft split"),
+    "no pad token": ({"sft": {"model_name_or_path": "{folder}/base"}}, no_pad, "sft, .*no pad token besides eos"),
+    "4 bits in full": ({"sft": {"load_in_4bit": True, "dtype": "bfloat16"}}, None, "sft: .*set use_peft: true"),
+    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vLLM"),
+    "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
+}
+
+
+@pytest.fixture
+def guess(monkeypatch):
+    """What takes a second a recipe, and is tested below."""
+    estimate = memory.Estimate(10**6, 10**6, process=0, weights=10**9, gradients=0, optimizer=0, activations=10**9)
+    monkeypatch.setattr(eval.check, "estimate", lambda *_, **__: estimate)
+
+
+def check(run, profile, *options):
+    """Exit code, and what was said."""
+    code, out, err = run("check", "--profile", profile, "--output_dir", profile, *options)
+    return code, out + err
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named(fault, run, world, tmp_path, monkeypatch, guess):
+    changes, prepare, message = FAULTS[fault]
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if prepare:
+        prepare(tmp_path, world)
+    for step in changes.values():
+        step |= {key: value.format(folder=tmp_path) for key, value in step.items() if isinstance(value, str)}
+    code, said = check(run, write_profile(tmp_path, world, changes))
+    assert code == 2
+    assert re.search(message, said), said
+    assert "error: 1 of the checks failed" in said
+
+
+@pytest.mark.parametrize(("gb", "remedy"), [(1.5, "lower per_device_train_batch_size"), (0.5, "take a smaller model")])
+def test_memory_and_disk_that_do_not_suffice(gb, remedy, run, world, tmp_path, monkeypatch, guess):
+    profile = write_profile(tmp_path, world, {})
+    there = gb * 1e9 - psutil.Process().memory_info().rss
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=there))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    code, said = check(run, profile)
+    assert code == 2
+    assert "sft, reward, ppo, grpo, dpo: needs 1.9 GB of memory" in said and remedy in said
+    assert "GB of disk" in said
+
+
+def test_a_sound_profile(run, world, tmp_path):
+    profile = write_profile(tmp_path / "profile", world, {})
+    code, said = check(run, profile)
+    assert code == 0 and said.rstrip().endswith("can run on this machine")
+    assert {path.suffix for path in profile.iterdir()} == {".yaml"}  # nothing was made
+
+
+def test_several_faults_are_all_named(run, world, tmp_path, guess):
+    profile = write_profile(tmp_path, world, {})
+    code, said = check(run, profile, "--ppo=--num_mini_batches 3", "--dpo=--bata 1", "--seed", 1)
+    assert code == 2
+    assert "error: 2 of the checks failed" in said and "num_mini_batches" in said and "did you mean beta" in said
+
+
+@pytest.mark.parametrize("profile", ["demo", "gpt2", "smollm2", "qwen3-8b"])
+def test_the_shipped_profiles_are_sound(profile, run, world, tmp_path, monkeypatch, guess):
+    """On a small model, as theirs is on the hub."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    tokenizer = AutoTokenizer.from_pretrained(world / "gpt2")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=1024, n_embd=16, n_layer=2, n_head=2)
+    config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = ["--dataset", world / "data", "--model_name_or_path", tmp_path / "model"]
+    options += ["--sft=--pad_token '<|pad|>'", "--ppo=--gradient_accumulation_steps 2 --num_mini_batches 2"]
+    code, out, err = run("check", "--profile", ROOT / "configs" / profile, "--output_dir", tmp_path / "out", *options)
+    assert code == 0, out + err
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_models_and_optimizers_hold_what_the_table_says(recipe, kind, world, tmp_path, monkeypatch):
+    """Each recipe up to its first step: no parameter beside those of `memory.COPIES`, none twice, and optimizer
+    states for those alone that are trained."""
+    counts = {}
+
+    def count(run, trainer):
+        reward = inspect.getclosurevars(trainer.reward_funcs[0]).nonlocals["model"] if recipe == "grpo" else None
+        models = [trainer.model, getattr(trainer, "ref_model", None), reward or getattr(trainer, "reward_model", None)]
+        parameters = {id(p): p for model in models if model is not None for p in model.parameters()}.values()
+        optimizer = trainer.optimizer or trainer.create_optimizer()
+        counts["all"] = sum(p.numel() for p in parameters)
+        in_training = {id(p) for p in trainer.model.parameters()}
+        counts["trained"] = sum(p.numel() for p in parameters if p.requires_grad and id(p) in in_training)
+        counts["optimizer"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        raise SystemExit(0)
+
+    base = world / ("model" if kind == "full" else "gpt2")
+    changes = {"model_name_or_path": str(base)} | (LORA if kind == "lora" else {})
+    if recipe in ("ppo", "grpo"):
+        changes["reward_model_path"] = str(make_reward_model(base, tmp_path / "reward"))
+    config = settings(tmp_path, recipe, world, **changes)
+    _, model_config, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
+    monkeypatch.setattr(Run, "train", count)
+    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(config)])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"recipes.{recipe}").main()
+    monkeypatch.setattr(memory, "peak", lambda *_: 0)  # takes a second
+    expected = memory.estimate(recipe, AutoConfig.from_pretrained(base), model_config, args, longest=32, process=0)
+    assert counts == {"all": expected.parameters, "trained": expected.trainable, "optimizer": expected.trainable}
+
+
+def make_reward_model(base, folder):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.config.reward_mean, model.config.reward_std = 0.0, 1.0
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_is_alive_at_a_time_is_added_up():
+    """Once each: views have no memory of their own, and what is freed makes room."""
+    with memory.LiveBytes({}, torch.device("cuda")) as live:
+        first = torch.zeros(1000)
+        second = first + first[:1]
+        assert live.live == live.peak == 8000
+        del first
+        assert live.live == 4000
+        second.view(10, 100) + second.view(10, 100)
+    assert (live.live, live.peak) == (4000, 8000)
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo", "dpo"])
+def test_fake_tensors_take_what_real_ones_take(recipe, world, tmp_path):
+    config = settings(tmp_path, recipe, world, **LORA | {"model_name_or_path": str(world / "gpt2")})
+    _, model_config, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
+    real, fake = (
+        memory.build(recipe, AutoConfig.from_pretrained(world / "gpt2"), model_config, args) for _ in range(2)
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        expected = memory.peak(recipe, fake, args, longest=40)
+    # real ones show that nothing is padded, and need no mask
+    assert memory.peak(recipe, real, args, longest=40) == pytest.approx(expected, rel=0.1)
