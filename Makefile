@@ -135,8 +135,9 @@ $(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
 	$(call evaluate,report)
 
+# In one process, whatever LAUNCH is
 check: $(DEMO) | $(INSTALLED)
-	$(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo eval,$(if $(ARGS_$(step)),--$(step)="$(ARGS_$(step))"))
+	$(if $(LAUNCH),CUDA_VISIBLE_DEVICES=0) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)="$(ARGS_$(step))") --eval="$(ARGS_eval) $(ARGS_judge)"
 
 # Studies of this project itself
 correctness: $(INSTALLED)

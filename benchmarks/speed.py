@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
+import psutil
 import torch
 import transformers
 import yaml
@@ -37,13 +39,14 @@ from jinja2 import Environment, StrictUndefined
 from trl import ModelConfig
 
 from eval import judge, reward_model
+from eval.check import SPLITS, Step
 from eval.config import JudgeConfig
 from eval.files import replaced, write_atomically, write_json, write_jsonl
 from eval.metrics import accuracy
 from eval.samples import log_probabilities, sample
 from eval.server import Server
 from rlhf_trl.batching import batches
-from rlhf_trl.config import DataConfig
+from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.data import build_dataset, load_tokenizer
 from rlhf_trl.errors import UserError, check_writable, cli
 from rlhf_trl.measure import machine, versions
@@ -96,6 +99,17 @@ with the smallest and the largest; above 1, ours is faster, or takes more memory
 |{{ "---|" * row | length }}
 {% endif %}
 {% endfor %}
+{% endfor %}
+
+## Memory, as estimated
+
+What `make check` estimates for our sides above, before anything runs, and what they took at their peak.
+
+{% for row in estimates %}
+| {{ row | join(" | ") }} |
+{% if loop.first %}
+|{{ "---|" * row | length }}
+{% endif %}
 {% endfor %}
 
 ## Sizes
@@ -176,6 +190,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the records, by default DEMO/bench")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"), help="the page")
     args = parser.parse_args()
+    libraries = psutil.Process().memory_info().rss
     if bool(args.model) != bool(args.dataset):
         raise UserError("--model and --dataset go together")
     check_writable(args.output.parent)
@@ -191,6 +206,7 @@ def main() -> None:
     page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True).from_string(PAGE)
     text = page.render(
         tables=tables,
+        estimates=estimates(worlds, [name for name in args.subjects if name in SPLITS], libraries),
         worlds=worlds,
         turns=args.pairs_of_runs,
         command=anonymous(args),
@@ -291,6 +307,20 @@ def take_turns(name: str, world: World, number: int) -> dict[str, list[dict]]:
             done = f"{record['seconds']:.1f} s, {record['speed']:.1f}/s"
             print(f"{name}, {world.name}, {side}, turn {i + 1}: {done}", flush=True)
     return records
+
+
+def estimates(worlds: list[World], recipes: list[str], libraries: int) -> list[list[str]]:
+    """A table of the memory that `make check` estimates for each training of ours, and of that which it took."""
+    rows = [["model", "recipe", "estimate (MB)", "peak (MB)", "estimate / peak"]]
+    for world, recipe in itertools.product(worlds, recipes):
+        argv = ["--config", f"configs/{world.profile}/{recipe}.yaml", *options(world.settings(recipe))]
+        data, model, *_, args = parse(None, *RECIPES[recipe], argv=argv)
+        tokenizer, split = load_tokenizer(str(world.policy)), SPLITS[recipe][0]
+        step = Step(recipe, data, model, args, None, None, tokenizer, world.rows(recipe, split))
+        estimate = step.needs(libraries).total / 2**20
+        peak = json.loads((world.folder / recipe / f"{OURS}-0" / "record.json").read_text())["memory"]
+        rows.append([world.name, recipe, f"{estimate:.0f}", f"{peak:.0f}", f"{estimate / peak:.2f}"])
+    return rows
 
 
 def held_out_accuracy(name: str, world: World, side: str) -> str:

@@ -60,6 +60,14 @@ class Step:
         """Tokens of the longest reply that the recipe samples; None if it samples none."""
         return getattr(self.args, "response_length", getattr(self.args, "max_completion_length", None))
 
+    def needs(self, libraries: int) -> Estimate:
+        """The memory that the recipe takes, on these rows; `libraries` is that of a process without it, in bytes."""
+        config = AutoConfig.from_pretrained(self.model.model_name_or_path, revision=self.model.model_revision)
+        config.vocab_size = max(config.vocab_size, len(self.tokenizer))
+        longest = max(map(len, self.rows["prompt_ids"])) if self.response else max(self.rows["length"])
+        process = 0 if self.args.device.type == "cuda" else libraries
+        return estimate(self.name, config, self.model, self.args, longest, process)
+
 
 class Findings(dict[str, list[str]]):
     """What is wrong, and with which steps."""
@@ -181,12 +189,9 @@ def check_memory(steps: list[Step], findings: Findings) -> None:
     for step in steps:
         if step.rows is None:
             continue
-        config = AutoConfig.from_pretrained(step.model.model_name_or_path, revision=step.model.model_revision)
-        config.vocab_size = max(config.vocab_size, len(step.tokenizer))
-        longest = max(map(len, step.rows["prompt_ids"])) if step.response else max(step.rows["length"])
         on_gpu = step.args.device.type == "cuda"
         try:
-            need = estimate(step.name, config, step.model, step.args, longest, process=0 if on_gpu else libraries)
+            need = step.needs(libraries)
         except RuntimeError as error:  # torch's, for a model whose code asks for values where there are only shapes
             print(ROW.format(step.name, *["?"] * len(COLUMNS)), error)
             continue

@@ -86,7 +86,7 @@ def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: Train
     trained, others, others_with_lora = COPIES[recipe]
     config = copy.deepcopy(config)
     config.num_labels, config.pad_token_id = 1, 0
-    if args.device.type != "cpu":  # whose attention keeps a matrix of what it dropped
+    if args.device.type != "cpu":  # whose attention alone would keep whole matrices for dropout
         config.attn_pdrop = config.attention_dropout = 0.0
     dtype = config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
     models = {}
