@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import resource
 from importlib.metadata import version
 from pathlib import Path
@@ -79,5 +80,7 @@ def peak_memory_mb() -> float:
     """Peak memory in MB: of the GPU where there is one, else resident memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    scale = 2**20 if platform.system() == "Darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure would begin at what the process that started this one had
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
