@@ -18,6 +18,7 @@ from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.runs import Run
 from tests.conftest import ROOT, settings
+from tests.test_errors import no_hh, spoil_tokenizer
 from tests.test_recipes import LORA
 
 
@@ -25,18 +26,6 @@ def write_profile(folder, world, changes, base="model"):
     for name in (*RECIPES, "eval"):
         settings(folder, name, world, base, **changes.get(name, {}) | changes.get("all", {}))
     return folder
-
-
-def no_pad(folder, world):
-    shutil.copytree(world / "model", folder / "base")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(folder / "base")
-
-
-def no_hh(folder, world):
-    (folder / "data").mkdir()
-    (folder / "data/train.jsonl").write_text('{"text": "hello"}\n')
 
 
 # name: changes of the configs, preparation, the steps that are named and what is said of them
@@ -52,7 +41,11 @@ FAULTS = {
     "hub out of reach": ({"dpo": {"dataset": "some/pairs"}}, None, "dpo: some/pairs .*could not be had from the hub"),
     "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of 128 tokens"),
     "nothing fits": ({"sft": {"max_prompt_tokens": 1}}, None, "sft: no row of the sft split"),
-    "no pad token": ({"sft": {"model_name_or_path": "{folder}/base"}}, no_pad, "sft, .*no pad token besides eos"),
+    "no pad token": (
+        {"sft": {"model_name_or_path": "{folder}/base"}},
+        spoil_tokenizer,
+        "sft, .*no pad token besides eos",
+    ),
     "4 bits in full": ({"sft": {"load_in_4bit": True, "dtype": "bfloat16"}}, None, "sft: .*set use_peft: true"),
     "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vLLM"),
     "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
