@@ -24,7 +24,7 @@ class LengthGroupedSampler(Sampler[int]):
     All are shuffled, cut into mega-batches, sorted by length within each, cut into batches, and the batches shuffled:
     so, unlike with transformers' sampler of the same name, lengths do not fall and rise in waves as training goes on.
     The order depends on seed and epoch alone, which makes it the same in every process and after a resume. The
-    first batch holds the longest sequence, so that memory runs out at once or not at all; being of one kind it should
+    first batch holds the longest sequence, so that memory runs out early if it does; being of one kind it should
     meet a learning rate that warms up.
     """
 
