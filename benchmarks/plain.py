@@ -2,6 +2,7 @@
 
     python benchmarks/plain.py RECORD.json recipes/dpo.py --config configs/demo/dpo.yaml
     python benchmarks/plain.py RECORD.json ppo --config configs/demo/ppo.yaml
+    python benchmarks/plain.py --profile RECORD.json recipes/dpo.py --config configs/demo/dpo.yaml
 
 `benchmarks/speed.py` runs both sides through this. What RECORD.json gets:
     training            seconds in the trainer's loop, and in DPO's pass for the log-probabilities under the reference
@@ -9,8 +10,10 @@
     steps               of the optimizer
     episodes, reward    replies sampled, and their mean reward in the last quarter of the updates; PPO and GRPO only
     memory              peak in MB: of the GPU where there is one, else resident memory of this process
+    matmul, attention, other    with `--profile`: their shares of the time in the trainer's loop
 """
 
+import argparse
 import functools
 import json
 import runpy
@@ -20,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, Trainer
 from trl import DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -30,18 +34,25 @@ from rlhf_trl.measure import peak_memory_mb
 
 
 def main() -> None:
-    record, script, *options = sys.argv[1:]
-    sys.argv = [script, *options]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("record", type=Path)
+    parser.add_argument("script")
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    sys.argv = [args.script, *args.options]
     figures = defaultdict(float)
+    if args.profile:
+        Trainer.train = profiled(Trainer.train, figures)
     Trainer.train = timed(Trainer.train, figures, summarise)
     PPOTrainer.train = timed(PPOTrainer.train, figures, summarise)
     DPOTrainer._precompute_ref_logps = timed(DPOTrainer._precompute_ref_logps, figures)
     Trainer.training_step = counted(Trainer.training_step, figures)
-    if script in PLAIN:
-        PLAIN[script]()
+    if args.script in PLAIN:
+        PLAIN[args.script]()
     else:
-        runpy.run_path(script, run_name="__main__")
-    Path(record).write_text(json.dumps(figures | {"memory": peak_memory_mb()}))
+        runpy.run_path(args.script, run_name="__main__")
+    args.record.write_text(json.dumps(figures | {"memory": peak_memory_mb()}))
 
 
 def timed(method: Callable, figures: dict, after: Callable[[Trainer], dict] = lambda trainer: {}) -> Callable:
@@ -53,6 +64,27 @@ def timed(method: Callable, figures: dict, after: Callable[[Trainer], dict] = la
         result = method(self, *args, **options)
         figures["training"] += time.perf_counter() - start
         figures.update(after(self))
+        return result
+
+    return wrapper
+
+
+def profiled(method: Callable, figures: dict) -> Callable:
+    """A trainer's method that leaves in `figures` the shares of its time that kinds of operators took."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **options):
+        start = time.perf_counter()
+        with torch.profiler.profile() as profile:
+            result = method(self, *args, **options)
+            seconds = time.perf_counter() - start
+        for event in profile.key_averages():
+            if event.key.startswith("aten::"):
+                product = event.key.endswith("mm")  # mm, bmm, addmm
+                kind = "matmul" if product else "attention" if "attention" in event.key else "other"
+                on_gpu = torch.cuda.is_available()
+                time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+                figures[kind] += time_us / 1e6 / seconds
         return result
 
     return wrapper
