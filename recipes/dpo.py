@@ -15,10 +15,8 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
-    from trl import DPOTrainer
-
-    from rlhf_trl.batching import length_grouped
     from rlhf_trl.data import build_dataset, load_tokenizer
+    from rlhf_trl.dpo import CorrectedDPOTrainer
     from rlhf_trl.models import check_context, load_causal_lm, lora
     from rlhf_trl.runs import Run
 
@@ -28,15 +26,17 @@ def main() -> None:
     tokenizer = load_tokenizer(model_config.model_name_or_path)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
     pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
+    rows = pairs.select_columns(["prompt", "chosen", "rejected", "length"])
+    if args.train_sampling_strategy != "sequential":
+        rows = rows.sort("length")  # less padding for the reference, which takes them in their order
 
     # Build: the log-probabilities under the reference, which is the model as it is now, are computed before training
     parents = {"model": model_config.model_name_or_path}
     run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = length_grouped(DPOTrainer)(
+    trainer = CorrectedDPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         args=args,
-        # sorted, because the reference takes the rows in their order; training does not
-        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected", "length"]).sort("length"),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora(model_config, "CAUSAL_LM"),
     )

@@ -24,6 +24,11 @@ ALWAYS = {
     "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
     "save_only_model": "leave it out: a killed run could not go on, and a finished one keeps only models anyway",
 }
+# Options that TRL has no way to combine with one of our defaults, that default, and what to set it to
+CLASHES = {
+    "SFTConfig": [("use_liger_kernel", "train_sampling_strategy", "random")],
+    "DPOConfig": [(name, "precompute_ref_log_probs", "false") for name in ("use_liger_kernel", "sync_ref_model")],
+}
 LENGTHS = ALWAYS | {"max_length": "set max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
     "PPOConfig": ALWAYS
@@ -128,8 +133,12 @@ def check_launch() -> None:
         UserError: DeepSpeed (ZeRO) or FSDP.
     """
     for name in ("DeepSpeed", "FSDP"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true":  # as accelerate's launcher sets it
+        if _launched_by(name):
             raise UserError(f"PPO does not work with {name}; launch it with DDP (LAUNCH=ddp) or on one GPU")
+
+
+def _launched_by(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"  # as accelerate's launcher sets it
 
 
 def _fill(description: str | None, classes: list[type], argv: list[str]) -> tuple[Any, ...]:
@@ -142,10 +151,12 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     options = {action.dest: action for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
+    if _launched_by("FSDP") and "precompute_ref_log_probs" in options:
+        parser.set_defaults(precompute_ref_log_probs=False)  # TRL would ask a reference that is not on its GPU yet
+    ppo = any(part.__name__ == "PPOConfig" for part in classes)
     if "torch" in sys.modules and "bf16" in options:
         import torch
 
-        ppo = any(part.__name__ == "PPOConfig" for part in classes)
         bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
@@ -176,17 +187,22 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
     for part in parsed:
         if type(part).__name__ == "ModelConfig":
             _check_model(part)
+            if ppo and part.load_in_8bit:
+                raise UserError("PPO's value and reward model share weights, which 8 bits cannot; set load_in_4bit")
         if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
             raise UserError(
                 f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
             )
         if getattr(part, "use_vllm", False) and find_spec("vllm") is None:
-            raise UserError("use_vllm needs vLLM; pip install 'trl[vllm]' or unset it")
+            raise UserError("use_vllm needs vLLM; pip install '.[vllm]' or unset it")
         if getattr(part, "output_dir", None):
             check_writable(Path(part.output_dir))
         for name, instead in IGNORED.get(type(part).__name__, {}).items():
             if getattr(part, name) != parser_defaults[name]:
                 raise UserError(f"{name} has no place here; {instead}")
+        for name, ours, instead in CLASHES.get(type(part).__name__, ()):
+            if getattr(part, name) and getattr(part, ours) == DEFAULTS[ours]:
+                raise UserError(f"{name} does not go with {ours}: {DEFAULTS[ours]}; set {ours}: {instead}")
     return tuple(parsed)
 
 

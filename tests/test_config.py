@@ -60,10 +60,12 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("sft", "lr_scheduler_type: zigzag", "zigzag"),
         ("sft", "a: b: c", "not valid YAML"),
         ("sft", "load_in_4bit: true", "use_peft: true"),
+        ("dpo", "sync_ref_model: true", "set precompute_ref_log_probs: false"),
         ("sft", "max_rows: 0", "max_rows must be at least 1"),
         ("sft", "max_length: 99", "max_length has no place here; set max_prompt_tokens"),
         ("ppo", "max_steps: 2", "max_steps has no place here; set total_episodes"),
         ("ppo", "bf16: true", "bf16 has no place here; set dtype: bfloat16"),
+        ("ppo", "load_in_8bit: true\nuse_peft: true\ndtype: bfloat16", "weights, which 8 bits cannot"),
         ("grpo", "num_generations: 3", "divisible|divide|multiple"),
     ],
 )

@@ -104,7 +104,8 @@ def test_every_method_starts_from_the_sft_model(chain):
 
 
 def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeypatch):
-    """A second run, with other settings, reads its log-probabilities from the cache, and needs no second model."""
+    """A second run, with other settings, reads its log-probabilities from the cache, and needs no second model. With
+    a setting that changes them, it is asked again."""
     from trl import DPOTrainer
 
     folder, kind = chain
@@ -114,6 +115,8 @@ def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeyp
     assert run("dpo", "--config", settings(tmp_path, "dpo", world, beta=0.5, **changes))[0] == 0
     first = read_jsonl(tmp_path / "dpo/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=2**-8 if kind == "qlora" else 1e-5)
+    with pytest.raises(TypeError, match="NoneType"):
+        run("dpo", "--config", settings(tmp_path, "dpo", world, ld_alpha=0.5, **changes))
 
 
 def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
