@@ -135,9 +135,11 @@ $(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
 	$(call evaluate,report)
 
-# In one process, whatever LAUNCH is
+# In one process on one GPU, whatever LAUNCH is
+comma := ,
+quoted = '$(subst ','\'',$(1))'
 check: $(DEMO) | $(INSTALLED)
-	$(if $(LAUNCH),CUDA_VISIBLE_DEVICES=0) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)="$(ARGS_$(step))") --eval="$(ARGS_eval) $(ARGS_judge)"
+	$(if $(LAUNCH),gpus=$${CUDA_VISIBLE_DEVICES:-0}; CUDA_VISIBLE_DEVICES=$${gpus%%$(comma)*}) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)=$(call quoted,$(ARGS_$(step)))) --eval=$(call quoted,$(ARGS_eval) $(ARGS_judge))
 
 # Studies of this project itself
 correctness: $(INSTALLED)

@@ -4,7 +4,8 @@
     python -m eval check --profile configs/gpt2 --output_dir runs/gpt2
 
 All that is wrong is named at once: configs, packages, models, data, batches, judge, memory and disk. A model that is
-still to be trained is taken to be like the one it starts from.
+still to be trained is taken to be like the one it starts from. All is about training in one process: what sharding by
+ZeRO or FSDP saves is not counted, nor the memory that the evaluation takes.
 """
 
 import io
@@ -24,7 +25,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig
 
 from eval.config import CONFIGS, CheckConfig
-from eval.judge import gold_records, read_key
+from eval.judge import choose_pairs, gold_records, read_key, read_template
+from eval.probes import load_probes
 from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.data import build_dataset, load_split, load_tokenizer
 from rlhf_trl.errors import UserError
@@ -38,7 +40,7 @@ from rlhf_trl.rewards import check_reward_model
 SPLITS = {"sft": ["sft"], "reward": ["reward", "gold"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
 COLUMNS = ("parameters", "trained", "libraries", "weights", "optimizer", "activations", "total", "there", "verdict")
 ROW = "{:7}" + len(COLUMNS) * "{:>12}"
-GB = 2**30
+GB = 10**9
 
 
 @dataclass
@@ -68,16 +70,24 @@ class Step:
         process = 0 if self.args.device.type == "cuda" else libraries
         return estimate(self.name, config, self.model, self.args, longest, process)
 
+    def memory(self, libraries: int) -> float:
+        """Bytes that are there for it."""
+        if self.args.device.type != "cuda":
+            return psutil.virtual_memory().available + libraries
+        vllm = getattr(self.args, "use_vllm", False) and self.args.vllm_mode == "colocate"
+        taken = self.args.vllm_gpu_memory_utilization * torch.cuda.mem_get_info()[1] if vllm else 0
+        return torch.cuda.mem_get_info()[0] - taken
+
 
 class Findings(dict[str, list[str]]):
     """What is wrong, and with which steps."""
 
     @contextmanager
     def of(self, step: str) -> Iterator[None]:
-        """Take down the `UserError` that ends the block, if one does."""
+        """Take down the error that ends the block, if one does: ours, or what a library says of a model or a file."""
         try:
             yield
-        except UserError as error:
+        except (UserError, ValueError, OSError) as error:
             steps = self.setdefault(" ".join(str(error).split()), [])
             steps += [] if step in steps else [step]
 
@@ -170,12 +180,15 @@ def read_split(data: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase 
 
 
 def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
-    """That there are prompts to evaluate on, and somebody to judge."""
+    """That there are prompts to evaluate on, probes and templates as named, and somebody to judge."""
     with findings.of("eval"):
         argv = options(config, "eval", {"--output_dir": config.output_dir})
         data, evaluation, judge = parse(None, *CONFIGS, argv=argv)
         with findings.of("eval"):
             read_split(data, "eval", steps[0].tokenizer if steps else None, config.seed)
+        load_probes(evaluation.probes)
+        read_template(judge.judge_template)
+        choose_pairs(list(evaluation.folders), judge.judge_pairs)
         if judge.judge == "gold":
             gold_records(evaluation.gold_rule, {}, [])
         if judge.judge == "openai" and not (read_key() or judge.base_url):
@@ -189,13 +202,15 @@ def check_memory(steps: list[Step], findings: Findings) -> None:
     for step in steps:
         if step.rows is None:
             continue
-        on_gpu = step.args.device.type == "cuda"
-        try:
-            need = step.needs(libraries)
-        except RuntimeError as error:  # torch's, for a model whose code asks for values where there are only shapes
-            print(ROW.format(step.name, *["?"] * len(COLUMNS)), error)
+        need = None
+        with findings.of(step.name):
+            try:
+                need = step.needs(libraries)
+            except RuntimeError as error:  # torch's, for a model whose code asks for values where there are only shapes
+                print(ROW.format(step.name, *["?"] * len(COLUMNS)), error)
+        if need is None:
             continue
-        there = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available + libraries
+        there = step.memory(libraries)
         parts = (need.process, need.weights, need.gradients + need.optimizer, need.activations, need.total, there)
         counts = (f"{count / 1e6:.1f}M" for count in (need.parameters, need.trainable))
         verdict = "fits" if need.total <= there else "too much"

@@ -29,7 +29,7 @@ from rlhf_trl.rewards import StandardisedHead
 
 # The models that each recipe trains; and the others that it holds, in full fine-tuning and with LoRA, where the policy
 # without its adapter is the reference, and PPO's value model an adapter on the reward model. DPO uses its reference
-# before training only, when it is the policy; GRPO has none if beta is 0.
+# before training only, when it is the policy, unless `precompute_ref_log_probs` is off; GRPO has none if beta is 0.
 COPIES = {
     "sft": (["policy"], [], []),
     "reward": (["reward"], [], []),
@@ -73,10 +73,13 @@ def estimate(
     parameters = {id(p): p for part in models.values() for p in part.parameters()}.values()  # shared ones once
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     trainable, gradients = sum(p.numel() for p in trained), sum(p.nbytes for p in trained)
-    weights = sum(p.nbytes for p in parameters) - _saved_by_quantization(models, model)
+    saved = _saved_by_quantization(models, model)
+    weights = sum(p.nbytes for p in parameters) - saved
     with FakeTensorMode(allow_non_fake_inputs=True):
         activations = peak(recipe, models, args, longest)
     moments = 2 * (trainable if "8bit" in args.optim else gradients)  # AdamW's
+    if recipe == "reward":  # which ends with the merged model, unquantized and alone
+        activations = max(activations, saved - gradients - moments)
     count = sum(p.numel() for p in parameters)
     return Estimate(count, trainable, process, weights, gradients, moments, activations)
 
@@ -84,6 +87,8 @@ def estimate(
 def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments) -> dict[str, nn.Module]:
     """A recipe's models by name, on the meta device, as the recipe and TRL's trainer set them up."""
     trained, others, others_with_lora = COPIES[recipe]
+    if not getattr(args, "precompute_ref_log_probs", True):
+        others = ["reference"]
     config = copy.deepcopy(config)
     config.num_labels, config.pad_token_id = 1, 0
     if args.device.type != "cpu":  # whose attention alone would keep whole matrices for dropout

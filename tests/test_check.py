@@ -48,6 +48,7 @@ FAULTS = {
     ),
     "4 bits in full": ({"sft": {"load_in_4bit": True, "dtype": "bfloat16"}}, None, "sft: .*set use_peft: true"),
     "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vLLM"),
+    "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "eval: the probes .* cannot be read"),
     "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
 }
 
@@ -87,7 +88,7 @@ def test_memory_and_disk_that_do_not_suffice(gb, remedy, run, world, tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     code, said = check(run, profile)
     assert code == 2
-    assert "sft, reward, ppo, grpo, dpo: needs 1.9 GB of memory" in said and remedy in said
+    assert "sft, reward, ppo, grpo, dpo: needs 2.0 GB of memory" in said and remedy in said
     assert "GB of disk" in said
 
 
@@ -96,6 +97,13 @@ def test_a_sound_profile(run, world, tmp_path):
     code, said = check(run, profile)
     assert code == 0 and said.rstrip().endswith("can run on this machine")
     assert {path.suffix for path in profile.iterdir()} == {".yaml"}  # nothing was made
+
+
+def test_what_a_library_says_of_a_model_is_named(run, world, tmp_path):
+    profile = write_profile(tmp_path, world, {})
+    code, said = check(run, profile, "--dpo=--use_peft true --lora_target_modules nowhere")
+    assert code == 2
+    assert re.search("dpo: Target modules .*nowhere.* not found", said) and "error: 1 of the checks failed" in said
 
 
 def test_several_faults_are_all_named(run, world, tmp_path, guess):
