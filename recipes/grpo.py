@@ -25,10 +25,11 @@ def main() -> None:
     reward_model = load_reward_model(reward_config.reward_model_path, **load_options(model_config))
     check_context(model_config, data_config.max_prompt_tokens, args.max_completion_length)
     prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
+    rows = prompts.select_columns(["prompt"])
     if args.train_sampling_strategy == "group_by_length":  # which TRL's sampler cannot do, but it can keep an order
         lengths = [len(ids) for ids in prompts["prompt_ids"]]
         batch_size = args.generation_batch_size // args.num_generations
-        prompts = prompts.select(list(LengthGroupedSampler(lengths, batch_size, args.seed)))
+        rows = rows.select(list(LengthGroupedSampler(lengths, batch_size, args.seed)))
         args.shuffle_dataset = False
 
     # Build
@@ -40,7 +41,7 @@ def main() -> None:
             reward_model.to(device()), tokenizer, reward_config.missing_eos_penalty, args.per_device_train_batch_size
         ),
         args=args,
-        train_dataset=prompts.select_columns(["prompt"]),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora(model_config, "CAUSAL_LM"),
     )

@@ -14,8 +14,9 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 # Sequences that are sorted among themselves. Not a number of batches: the larger a batch, the more it suffers from
-# being of one kind (of one length, and of what goes with length), and the more lengths it then mixes.
-MEGA_BATCH = 400
+# being of one kind (of one length, and of what goes with length), and the more lengths it then mixes. But batches so
+# large that few of them make 400 would mix all.
+MEGA_BATCH, FEWEST_BATCHES = 400, 4
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -24,8 +25,7 @@ class LengthGroupedSampler(Sampler[int]):
     All are shuffled, cut into mega-batches, sorted by length within each, cut into batches, and the batches shuffled:
     so, unlike with transformers' sampler of the same name, lengths do not fall and rise in waves as training goes on.
     The order depends on seed and epoch alone, which makes it the same in every process and after a resume. The
-    first batch holds the longest sequence, so that memory runs out early if it does; being of one kind it should
-    meet a learning rate that warms up.
+    first batch of all holds the longest sequence, so that memory runs out early if it does.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -39,10 +39,12 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(combined_seed(self.seed, self.epoch))
-        batches_sorted = max(1, MEGA_BATCH // self.batch_size)
+        batches_sorted = max(FEWEST_BATCHES, MEGA_BATCH // self.batch_size)
         order = get_length_grouped_indices(self.lengths, self.batch_size, batches_sorted, generator)
         whole = len(order) // self.batch_size
-        shuffled = [0, *(torch.randperm(max(0, whole - 1), generator=generator) + 1).tolist()][:whole]
+        shuffled = torch.randperm(whole, generator=generator).tolist()
+        if self.epoch == 0:
+            shuffled.sort(key=lambda number: number > 0)  # stable: batch 0 goes to the front
         for number in [*shuffled, whole]:  # the last one is smaller, or empty
             yield from order[number * self.batch_size : (number + 1) * self.batch_size]
 

@@ -8,11 +8,12 @@ dialogues `chosen` and `rejected`.
 import gzip
 import hashlib
 import json
-import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_trl.config import DataConfig
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.hub import check_reachable, check_source
 
 # Shares of the train split. DPO trains on the reward pairs, so that all methods see the same preferences.
@@ -111,6 +112,7 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf-trl" / _cache_key(config, name, tokenizer)
     with PartialState().local_main_process_first():
         if not folder.exists():
+            check_writable(folder.parent, "HF_DATASETS_CACHE")
             _tokenize_split(config, name, tokenizer, folder)
     dataset = Dataset.load_from_disk(folder).shuffle(seed=seed)
     if config.max_rows is not None:
@@ -122,11 +124,17 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
 
 
 def _cache_key(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides what a tokenized split holds: this module, the files, the limits, the tokenizer."""
-    paths = [Path(__file__), *(path for split in ("train", "test") for _, path in _find(config, split))]
-    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    """All that decides what a tokenized split holds: code, files, limits, tokenizer."""
+    files = [(split, subset, path) for split in ("train", "test") for subset, path in _find(config, split)]
+    contents = [(*origin, _sha256(path)) for *origin, path in files]
+    code = _sha256(Path(__file__)), version("transformers"), version("tokenizers")
     limits = config.data_dir, config.max_prompt_tokens, config.max_completion_tokens
-    return Hasher.hash((contents, name, limits, tokenizer))
+    return Hasher.hash((code, contents, name, limits, tokenizer))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -149,7 +157,8 @@ def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenize
             f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} "
             f"and max_completion_tokens={config.max_completion_tokens}; raise them or use other data"
         )
-    staging = folder.with_name(f"{folder.name}.{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
     dataset.save_to_disk(staging)
     (staging / "dropped.json").write_text(json.dumps(dropped))
     try:

@@ -64,12 +64,12 @@ def imports_are_over() -> None:
     gc.enable()
 
 
-def check_writable(folder: Path) -> None:
-    """Find out, without writing, whether `folder` can be made and written to.
+def check_writable(folder: Path, variable: str = "RUNS or output_dir") -> None:
+    """Find out, without writing, whether `folder` can be made and written to; `variable` is what names it.
 
     Raises:
         UserError: it cannot.
     """
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write to {folder}: {existing} is no writable folder; set RUNS or output_dir")
+        raise UserError(f"cannot write to {folder}: {existing} is no writable folder; set {variable}")

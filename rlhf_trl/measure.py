@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import resource
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure would begin at what the process that started this one had
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
+    found = status.exists() and re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+    if found:  # getrusage's figure would begin at what the process that started this one had
+        return int(found[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

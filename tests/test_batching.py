@@ -21,6 +21,10 @@ def useful(batches):
 def test_most_of_a_batch_is_no_padding():
     assert useful(BatchSampler(RandomSampler(LENGTHS), 8, drop_last=False)) < 0.5
     assert useful(BatchSampler(LengthGroupedSampler(LENGTHS, 8, seed=0), 8, drop_last=False)) > 0.9
+    # on 32 GPUs
+    large = LengthGroupedSampler(LENGTHS, 8 * 32, seed=0)
+    assert useful(BatchSampler(RandomSampler(LENGTHS), 8 * 32, drop_last=False)) < 0.3
+    assert useful(BatchSampler(large, 8 * 32, drop_last=False)) > 0.4
 
 
 def test_an_epoch_has_each_row_once_in_an_order_of_its_own():
@@ -36,8 +40,11 @@ def test_an_epoch_has_each_row_once_in_an_order_of_its_own():
 
 
 def test_the_longest_row_comes_in_the_first_batch_and_lengths_do_not_trend():
-    order = list(LengthGroupedSampler(LENGTHS, 8, seed=0))
+    sampler = LengthGroupedSampler(LENGTHS, 8, seed=0)
+    order = list(sampler)
     assert LENGTHS.index(max(LENGTHS)) in order[:8]
+    sampler.set_epoch(1)
+    assert LENGTHS.index(max(LENGTHS)) not in list(sampler)[:8]
     means = [np.mean([LENGTHS[i] for i in order[start : start + 8]]) for start in range(8, 1000, 8)]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 2.6 / len(means) ** 0.5  # its 99% under no trend
 

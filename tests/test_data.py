@@ -160,6 +160,9 @@ def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(w
     other, new, _ = build(config, seed=1)
     assert not new and other.to_list() != rows.to_list()
     assert build(replace(config, max_completion_tokens=13))[1]
-    with gzip.open(folder / "train.jsonl.gz", "at") as file:
+    (folder / "helpful").mkdir()
+    (folder / "train.jsonl.gz").rename(folder / "helpful" / "train.jsonl.gz")  # the column `subset` names it
+    assert build(config)[1]
+    with gzip.open(folder / "helpful" / "train.jsonl.gz", "at") as file:
         file.write(pair(PROMPT + " Four.", PROMPT + " Five.") + "\n")
     assert build(config)[1]
