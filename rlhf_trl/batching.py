@@ -42,10 +42,9 @@ class LengthGroupedSampler(Sampler[int]):
         batches_sorted = max(FEWEST_BATCHES, MEGA_BATCH // self.batch_size)
         order = get_length_grouped_indices(self.lengths, self.batch_size, batches_sorted, generator)
         whole = len(order) // self.batch_size
-        shuffled = torch.randperm(whole, generator=generator).tolist()
-        if self.epoch == 0:
-            shuffled.sort(key=lambda number: number > 0)  # stable: batch 0 goes to the front
-        for number in [*shuffled, whole]:  # the last one is smaller, or empty
+        first = [0][:whole] if self.epoch == 0 else []
+        shuffled = torch.randperm(whole - len(first), generator=generator) + len(first)
+        for number in [*first, *shuffled.tolist(), whole]:  # the last one is smaller, or empty
             yield from order[number * self.batch_size : (number + 1) * self.batch_size]
 
 
