@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import eval.check
+from eval.check import SPLITS, Step
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
+from rlhf_trl.data import build_dataset, load_tokenizer
 from rlhf_trl.runs import Run
 from tests.conftest import ROOT, settings
 from tests.test_errors import no_hh, spoil_tokenizer
@@ -146,26 +148,61 @@ def test_models_and_optimizers_hold_what_the_table_says(recipe, kind, world, tmp
         counts["optimizer"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         raise SystemExit(0)
 
+    step = settle(recipe, kind, world, tmp_path)
+    with monkeypatch.context() as patch:
+        run_with(count, recipe, tmp_path, patch)
+    monkeypatch.setattr(memory, "peak", lambda *_: 0)  # takes a second
+    expected = step.needs(0)
+    assert counts == {"all": expected.parameters, "trained": expected.trainable, "optimizer": expected.trainable}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_estimate_is_near_what_a_training_takes(recipe, kind, world, tmp_path, monkeypatch):
+    """TRL's own loop, whose tensors are added up as those of the estimate are."""
+    peaks = []
+
+    def measure(run, trainer):
+        parts = (getattr(trainer, name, None) for name in ("model", "ref_model", "reward_model"))
+        models = {str(i): part for i, part in enumerate(parts) if part is not None}
+        with memory.LiveBytes(models, torch.device("cuda")) as live:  # exactly what is alive
+            trainer.train()
+        peaks.append(live.peak)
+        raise SystemExit(0)
+
+    step = settle(recipe, kind, world, tmp_path)
+    run_with(measure, recipe, tmp_path, monkeypatch)
+    monkeypatch.setattr(memory, "HEAP", 1)
+    expected = step.needs(0)
+    assert 1 / 1.5 < (expected.total - expected.weights) / peaks[0] < 1.5
+
+
+def settle(recipe, kind, world, folder):
+    """A recipe's config in `folder`, with models to start from, as the check sees it."""
     base = world / ("model" if kind == "full" else "gpt2")
     changes = {"model_name_or_path": str(base)} | (LORA if kind == "lora" else {})
     if recipe in ("ppo", "grpo"):
-        changes["reward_model_path"] = str(make_reward_model(base, tmp_path / "reward"))
-    config = settings(tmp_path, recipe, world, **changes)
-    _, model_config, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
-    monkeypatch.setattr(Run, "train", count)
-    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(config)])
+        changes["reward_model_path"] = str(make_reward_model(base, folder / "reward"))
+    config = settings(folder, recipe, world, **changes)
+    data, model, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
+    tokenizer = load_tokenizer(str(base))
+    rows = build_dataset(data, SPLITS[recipe][0], tokenizer, seed=0)
+    return Step(recipe, data, model, args, None, None, tokenizer, rows)
+
+
+def run_with(train, recipe, folder, patch):
+    """The recipe until it trains; `train` does that, and ends it."""
+    patch.setattr(Run, "train", train)
+    patch.setattr(sys, "argv", [recipe, "--config", str(folder / f"{recipe}.yaml")])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"recipes.{recipe}").main()
-    monkeypatch.setattr(memory, "peak", lambda *_: 0)  # takes a second
-    expected = memory.estimate(recipe, AutoConfig.from_pretrained(base), model_config, args, longest=32, process=0)
-    assert counts == {"all": expected.parameters, "trained": expected.trainable, "optimizer": expected.trainable}
 
 
 def make_reward_model(base, folder):
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    model.config.reward_mean, model.config.reward_std = 0.0, 1.0
+    model.config.reward_mean, model.config.reward_std, model.config.pad_token_id = 0.0, 1.0, 0
     model.save_pretrained(folder)
     return folder
 
