@@ -4,7 +4,7 @@
     python benchmarks/speed.py runs/demo --model MODEL --dataset DATA --subjects reward dpo
 
 The demo's folder has its sft and reward. With MODEL (a small chat model) and DATA (pairs in HH-RLHF's layout) all but
-profile, judge and start are measured on these, too. Each turn leaves a record in WORK and is not run again, unless
+judge and start are measured on these, too. Each turn leaves a record in WORK and is not run again, unless
 sizes, machine or versions changed: after an interrupt the same command goes on. After a change of our code or configs
 give `--fresh`. Writes OUTPUT.
 """

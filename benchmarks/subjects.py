@@ -61,7 +61,7 @@ class Subject(NamedTuple):
     columns: dict[str, tuple[str, str]]  # title: figure of the record, its format
     ratios: dict[str, str]  # title: figure
     margins: Callable[[World, Path], np.ndarray] | None = None  # of the held-out pairs, by a trained model
-    everywhere: bool = True  # or in the first world only
+    everywhere: bool = True  # or in the first world only, as no model takes part
     turns: int | None = None  # of each side, where they are not compared; else as many as are asked for
 
 
@@ -281,9 +281,9 @@ SUBJECTS = {
         implicit_margins,
     ),
     "profile": Subject(
-        "What the demo's reward and DPO training spend their time on",
+        "What reward and DPO training spend their time on",
         "Ours, with torch's profiler: shares of the time in the trainer's loop. What is left is Python's, and the "
-        "profiler's own, which is large where operators are as small as here.",
+        "profiler's own, which is large where operators are as small as the demo's.",
         profiles,
         {
             "matrix products": ("matmul", ".2f"),
@@ -291,7 +291,6 @@ SUBJECTS = {
             "other operators": ("other", ".2f"),
         },
         {},
-        everywhere=False,
         turns=1,
     ),
     "ppo": Subject(
