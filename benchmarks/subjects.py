@@ -323,7 +323,15 @@ SUBJECTS = {
         LOOP,
         FASTER,
     ),
-    "scoring": Subject("Scoring", "Both replies of held-out pairs, by the reward model.", scoring, LOOP, FASTER),
+    "scoring": Subject(
+        "Scoring",
+        "Both replies of held-out pairs, by the reward model. A reply is read in one pass, in which each weight is "
+        "used for hundreds of tokens. So where arithmetic is the limit, as for a larger model on a CPU, a batch has "
+        "nothing to save; it must only not pay for padding.",
+        scoring,
+        LOOP,
+        FASTER,
+    ),
     "judge": Subject(
         "Judge",
         f"Verdicts of a server on this machine that takes {DELAY} s for each, as `make judge` asks for them.",
