@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -157,8 +157,7 @@ def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenize
             f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} "
             f"and max_completion_tokens={config.max_completion_tokens}; raise them or use other data"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")  # process ids are the same on several machines
     dataset.save_to_disk(staging)
     (staging / "dropped.json").write_text(json.dumps(dropped))
     try:

@@ -9,12 +9,14 @@ from rlhf_trl.runs import weights_hash
 
 
 class CorrectedDPOTrainer(length_grouped(DPOTrainer)):
-    """DPOTrainer whose reference is what the policy starts as, to the last bit, and never an older one."""
+    """DPOTrainer whose reference is computed as the policy is, and is never an older one."""
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's key to the cache leaves `ld_alpha` out and, under ZeRO-3, the weights, which are empty there."""
         source = weights_hash(self.model.config._name_or_path)
-        dataset._fingerprint = Hasher.hash((dataset._fingerprint, self.ld_alpha, source, self.args.bf16))
+        dataset._fingerprint = Hasher.hash(
+            (dataset._fingerprint, self.ld_alpha, source, self.accelerator.mixed_precision)
+        )
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def compute_ref_log_probs(self, model, inputs):

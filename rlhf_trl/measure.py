@@ -4,7 +4,6 @@ import json
 import platform
 import re
 import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,4 +84,4 @@ def peak_memory_mb() -> float:
     found = status.exists() and re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
     if found:  # getrusage's figure would begin at what the process that started this one had
         return int(found[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
