@@ -77,7 +77,7 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
         "reward": pairwise | {"warmup_steps": 0},
         "dpo": pairwise,
         "ppo": sizes | {"max_prompt_tokens": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-        "grpo": batch | {"max_prompt_tokens": 64, "max_completion_length": 32, "max_steps": 2, "num_generations": 4},
+        "grpo": batch | {"max_prompt_tokens": 64, "max_completion_length": 32, "max_steps": 6, "num_generations": 4},
     }
     paths = dataset, folder / "policy", folder / "reward" / "ours-0" / "reward"
     sizes = {"held_out": 32, "prompts": 32, "batch_size": 32, "max_new_tokens": 32}

@@ -103,7 +103,7 @@ def log_probabilities(
     prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"] if rows else []
     logps = [0.0] * len(rows)
     lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
-    for batch in batches(lengths, batch_size, progress):
+    for batch in batches(lengths, batch_size, progress, model.device):
         ids = [prompt_ids[i] for i in batch], [rows[i]["completion_ids"] for i in batch]
         for i, logp in zip(batch, samples.log_probabilities(model, *ids), strict=True):
             logps[i] = logp

@@ -3,6 +3,7 @@
 Random batches of HH-RLHF's pairs are more than half padding.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 # being of one kind (of one length, and of what goes with length), and the more lengths it then mixes. But batches so
 # large that few of them make 400 would mix all.
 MEGA_BATCH, FEWEST_BATCHES = 400, 4
+# Padding included. Larger batches are no faster on a CPU, whose caches they leave, and have more padding.
+MOST_POSITIONS_ON_CPU = 2048
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -69,11 +72,22 @@ def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
     return LengthGrouped
 
 
-def batches(lengths: list[int], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
-    """Indexes of sequences in batches of like length, with a progress bar if it has a name."""
+def batches(
+    lengths: list[int], batch_size: int, progress: str | None = None, device: torch.device | None = None
+) -> Iterator[list[int]]:
+    """Indexes of sequences in batches of like length, with a progress bar if it has a name.
+
+    Given the device on which each batch is read in one pass, batches for a CPU are smaller where sequences are long.
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    most = MOST_POSITIONS_ON_CPU if device is not None and device.type == "cpu" else math.inf
     silent = progress is None or not PartialState().is_local_main_process
     with tqdm(total=len(order), desc=progress, disable=silent) as bar:
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
-            bar.update(len(order[start : start + batch_size]))
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < min(start + batch_size, len(order)) and (end + 1 - start) * lengths[order[end]] <= most:
+                end += 1
+            yield order[start:end]
+            bar.update(end - start)
+            start = end

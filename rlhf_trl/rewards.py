@@ -64,7 +64,7 @@ def score(
 ) -> torch.Tensor:
     """Scores of token id sequences, float32 of shape (len(sequences),), in batches of like length."""
     scores = torch.empty(len(sequences))
-    for batch in batches([len(ids) for ids in sequences], batch_size, progress):
+    for batch in batches([len(ids) for ids in sequences], batch_size, progress, model.device):
         tensors = [torch.tensor(sequences[i]) for i in batch]
         ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=model.config.pad_token_id)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tensors], batch_first=True)

@@ -1,12 +1,15 @@
 """Batches of like length: little padding, each epoch another order, the same order everywhere."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_trl.batching import LengthGroupedSampler, combined_seed, length_grouped
+from rlhf_trl.batching import MOST_POSITIONS_ON_CPU, LengthGroupedSampler, batches, combined_seed, length_grouped
 from rlhf_trl.data import load_tokenizer
 
 # As long as HH-RLHF's dialogues: 167 tokens on average, 429 at the 95th percentile
@@ -99,3 +102,15 @@ def test_a_trainer_groups_by_the_column_length_if_told_to(world, tmp_path):
 def test_seeds_combine_to_others():
     seeds = [combined_seed(first, second) for first in range(50) for second in range(50)]
     assert len({seed % 2**32 for seed in seeds}) == len(seeds)
+
+
+def test_batches_of_an_evaluation_are_smaller_on_a_cpu_where_sequences_are_long():
+    lengths = [*LENGTHS[:100], MOST_POSITIONS_ON_CPU + 1]  # which is a batch of its own
+    anywhere = list(batches(lengths, 32))
+    assert [len(batch) for batch in anywhere] == [32, 32, 32, 5]
+    assert list(batches(lengths, 32, device=torch.device("cuda"))) == anywhere
+    on_cpu = list(batches(lengths, 32, device=torch.device("cpu")))
+    assert [*chain(*on_cpu)] == [*chain(*anywhere)]
+    positions = [len(batch) * max(lengths[i] for i in batch) for batch in on_cpu]
+    assert max(positions[:-1]) <= MOST_POSITIONS_ON_CPU and on_cpu[-1] == [100]
+    assert max(map(len, on_cpu)) <= 32 and len(on_cpu) < 20
