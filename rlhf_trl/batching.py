@@ -3,7 +3,7 @@
 Random batches of HH-RLHF's pairs are more than half padding.
 """
 
-import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Sampler
 from tqdm import tqdm
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 # Sequences that are sorted among themselves. Not a number of batches: the larger a batch, the more it suffers from
@@ -20,6 +20,14 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 MEGA_BATCH, FEWEST_BATCHES = 400, 4
 # Padding included. Larger batches are no faster on a CPU, whose caches they leave, and have more padding.
 MOST_POSITIONS_ON_CPU = 2048
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch. Trainer does so, too, but not in a resumed epoch of several processes: the sampler is
+    then wrapped once more than it looks."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
+        train_dataloader.set_epoch(int(state.epoch))
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -63,6 +71,10 @@ def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
     """
 
     class LengthGrouped(trainer):
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, **options)
+            self.add_callback(SetEpoch)
+
         def _get_train_sampler(self, train_dataset=None) -> Sampler:
             if self.args.train_sampling_strategy != "group_by_length":
                 return super()._get_train_sampler(train_dataset)
@@ -75,19 +87,16 @@ def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
 def batches(
     lengths: list[int], batch_size: int, progress: str | None = None, device: torch.device | None = None
 ) -> Iterator[list[int]]:
-    """Indexes of sequences in batches of like length, with a progress bar if it has a name.
+    """Indexes of sequences in batches of like length, the longest first, with a progress bar if it has a name.
 
     Given the device on which each batch is read in one pass, batches for a CPU are smaller where sequences are long.
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    most = MOST_POSITIONS_ON_CPU if device is not None and device.type == "cpu" else math.inf
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    most = MOST_POSITIONS_ON_CPU if device is not None and device.type == "cpu" else sys.maxsize
     silent = progress is None or not PartialState().is_local_main_process
     with tqdm(total=len(order), desc=progress, disable=silent) as bar:
-        start = 0
-        while start < len(order):
-            end = start + 1
-            while end < min(start + batch_size, len(order)) and (end + 1 - start) * lengths[order[end]] <= most:
-                end += 1
-            yield order[start:end]
-            bar.update(end - start)
-            start = end
+        while order:
+            size = min(batch_size, max(1, most // lengths[order[0]]))
+            batch, order = order[:size], order[size:]
+            yield batch
+            bar.update(len(batch))

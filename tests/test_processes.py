@@ -1,5 +1,7 @@
 """Two processes on the CPU do what one does: all recipes, full and LoRA, and the evaluation."""
 
+import itertools
+import json
 import os
 import re
 import subprocess
@@ -15,21 +17,27 @@ from tests.conftest import RECIPES, ROOT, settings
 from tests.test_recipes import LORA
 
 KINDS = {"full": ("model", {}), "lora": ("gpt2", LORA)}
+IN_PAIRS = ("reward", "dpo")
 BATCH = {"sft": 8, "reward": 8, "dpo": 8, "grpo": 16, "ppo": 4}  # sequences a device where there is one
 
 
 def write(folder, recipe, world, kind, processes, **changes):
     base, lora = KINDS[kind]
     length = {"ppo": {"total_episodes": 48}, "grpo": {"max_steps": 3}}.get(recipe, {"max_steps": 6})
+    if recipe in IN_PAIRS:  # in their second epoch when they are stopped
+        length |= {"max_rows": 32, "save_steps": 5}
     batch = {"per_device_train_batch_size": BATCH[recipe] // processes}
     return settings(folder, recipe, world, base, **lora | length | batch | changes)
 
 
 @pytest.fixture(scope="module")
 def pair(world, tmp_path_factory):
-    """Folders of the same runs, in two processes and in one."""
+    """Folders of the same runs, in two processes, where those in pairs are stopped and go on, and in one."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    jobs = [f"{recipe}={write(two / kind, recipe, world, kind, 2)}" for kind in KINDS for recipe in RECIPES]
+    jobs = []
+    for kind, recipe in itertools.product(KINDS, RECIPES):
+        config = write(two / kind, recipe, world, kind, 2)
+        jobs += [f"{recipe}:5={config}"] * (recipe in IN_PAIRS) + [f"{recipe}={config}"]
     policies = [f"{name}={two / 'lora' / name}" for name in ("sft", "ppo", "dpo")]
     evaluation = {"policies": policies, "reward_model": str(two / "lora/reward")}
     jobs.append(f"score={settings(two, 'eval', world, **evaluation)}")
@@ -59,6 +67,8 @@ def test_what_two_processes_made_is_saved_once_and_loads(pair):
                 (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder)
             steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl")]
             assert steps == list(range(1, len(steps) + 1))
+            manifest = json.loads((folder / "manifest.json").read_text())
+            assert manifest["resumed_at"] == [5] * (recipe in IN_PAIRS)
             assert len(re.findall(rf"{recipe}: done in .* {re.escape(str(folder))}\n", output)) == 1
         ratios = [row["val/ratio"] for row in read_jsonl(two / kind / "ppo/metrics.jsonl")]
         assert ratios == pytest.approx([1] * len(ratios), abs=0.05)
@@ -66,7 +76,7 @@ def test_what_two_processes_made_is_saved_once_and_loads(pair):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", ["reward", "dpo"])
+@pytest.mark.parametrize("recipe", IN_PAIRS)
 def test_losses_are_those_of_one_process(recipe, kind, pair, world, run, tmp_path):
     two, _, _ = pair
     config = write(tmp_path, recipe, world, kind, 1, model_name_or_path=str(two / kind / "sft"))
