@@ -21,7 +21,8 @@ import datasets
 import psutil
 import transformers
 from jinja2 import Environment, StrictUndefined
-from subjects import NO_CHECKPOINTING, OURS, SUBJECTS, turn
+from sides import NO_CHECKPOINTING, OURS, turn
+from subjects import SUBJECTS
 from worlds import World, demo, options, pretrained
 
 from eval.check import SPLITS, Step

@@ -56,6 +56,7 @@ class World:
 
 def demo(root: Path, folder: Path) -> World:
     changes = {
+        "sft": {"num_train_epochs": 1},
         "reward": {"num_train_epochs": 1, "warmup_steps": 20},
         "dpo": {"max_rows": 2048},
         "ppo": {"total_episodes": 1536},
@@ -74,6 +75,7 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
     pairwise = batch | {"max_rows": pairs}
     sizes = {"response_length": 32, "total_episodes": 16}
     changes = {
+        "sft": pairwise | {"warmup_steps": 0},
         "reward": pairwise | {"warmup_steps": 0},
         "dpo": pairwise,
         "ppo": sizes | {"max_prompt_tokens": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},

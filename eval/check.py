@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig
 
-from eval.config import CONFIGS, CheckConfig
+from eval.config import CONFIGS, CheckConfig, JudgeConfig
 from eval.judge import choose_pairs, gold_records, read_key, read_template
 from eval.probes import load_probes
 from rlhf_trl.config import RECIPES, DataConfig, parse
@@ -180,19 +180,28 @@ def read_split(data: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase 
 
 
 def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
-    """That there are prompts to evaluate on, probes and templates as named, and somebody to judge."""
+    """That there are prompts that the model can read, probes and templates as named, and somebody to judge."""
+    base = next((step for step in steps if step.tokenizer), None)
     with findings.of("eval"):
         argv = options(config, "eval", {"--output_dir": config.output_dir})
         data, evaluation, judge = parse(None, *CONFIGS, argv=argv)
-        with findings.of("eval"):
-            read_split(data, "eval", steps[0].tokenizer if steps else None, config.seed)
-        load_probes(evaluation.probes)
-        read_template(judge.judge_template)
-        choose_pairs(list(evaluation.folders), judge.judge_pairs)
-        if judge.judge == "gold":
-            gold_records(evaluation.gold_rule, {}, [])
-        if judge.judge == "openai" and not (read_key() or judge.base_url):
-            raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
+        for check in (
+            lambda: read_split(data, "eval", base and base.tokenizer, config.seed),
+            lambda: base and check_context(base.model, data.max_prompt_tokens, evaluation.max_new_tokens),
+            lambda: load_probes(evaluation.probes),
+            lambda: read_template(judge.judge_template),
+            lambda: choose_pairs(list(evaluation.folders), judge.judge_pairs),
+            lambda: check_judge(judge, evaluation.gold_rule),
+        ):
+            with findings.of("eval"):
+                check()
+
+
+def check_judge(judge: JudgeConfig, gold_rule: str | None) -> None:
+    if judge.judge == "gold":
+        gold_records(gold_rule, {}, [])
+    if judge.judge == "openai" and not (read_key() or judge.base_url):
+        raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
 
 
 def check_memory(steps: list[Step], findings: Findings) -> None:

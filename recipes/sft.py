@@ -15,6 +15,7 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, run_config, args = parse(__doc__, *RECIPES["sft"])
 
+    from accelerate.utils.memory import clear_device_cache
     from trl import SFTTrainer
 
     from rlhf_trl.batching import length_grouped
@@ -51,8 +52,11 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    if run.is_main:
-        run.publish(load_merged(run.staging, "CAUSAL_LM", tokenizer, model_config))
+    if not run.is_main:
+        return
+    del trainer
+    clear_device_cache(garbage_collection=True)  # makes room for the model as it was saved
+    run.publish(load_merged(run.staging, "CAUSAL_LM", tokenizer, model_config))
 
 
 if __name__ == "__main__":

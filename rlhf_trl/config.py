@@ -29,6 +29,7 @@ CLASHES = {
     "SFTConfig": [("use_liger_kernel", "train_sampling_strategy", "random")],
     "DPOConfig": [(name, "precompute_ref_log_probs", "false") for name in ("use_liger_kernel", "sync_ref_model")],
 }
+SAMPLES = ("PPOConfig", "GRPOConfig")  # whose order of prompts TRL does not take from `train_sampling_strategy`
 LENGTHS = ALWAYS | {"max_length": "set max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
     "PPOConfig": ALWAYS
@@ -157,7 +158,7 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
     if "torch" in sys.modules and "bf16" in options:
         import torch
 
-        bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
     parser_defaults = {name: action.default for name, action in options.items()}
@@ -200,6 +201,9 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
         for name, instead in IGNORED.get(type(part).__name__, {}).items():
             if getattr(part, name) != parser_defaults[name]:
                 raise UserError(f"{name} has no place here; {instead}")
+        order, samples = getattr(part, "train_sampling_strategy", None), type(part).__name__ in SAMPLES
+        if order == "batch_rebalance" or (order == "sequential" and samples):
+            raise UserError(f"train_sampling_strategy: {order} has no place here; set group_by_length or random")
         for name, ours, instead in CLASHES.get(type(part).__name__, ()):
             if getattr(part, name) and getattr(part, ours) == DEFAULTS[ours]:
                 raise UserError(f"{name} does not go with {ours}: {DEFAULTS[ours]}; set {ours}: {instead}")

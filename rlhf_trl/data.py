@@ -111,8 +111,8 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf-trl" / _cache_key(config, name, tokenizer)
     with PartialState().local_main_process_first():
+        check_writable(folder if folder.exists() else folder.parent, "HF_DATASETS_CACHE")  # more will be kept there
         if not folder.exists():
-            check_writable(folder.parent, "HF_DATASETS_CACHE")
             _tokenize_split(config, name, tokenizer, folder)
     dataset = Dataset.load_from_disk(folder).shuffle(seed=seed)
     if config.max_rows is not None:

@@ -39,7 +39,7 @@ COPIES = {
 }
 
 # On a CPU, glibc keeps tensors below this size (bytes) in its heap and hardly uses again what they leave there: they
-# take so many times what is alive (measured), and gradient checkpointing saves little
+# take so many times what is alive (measured). Recipes stop that with gradient checkpointing, in which it is worse.
 HEAP_TENSOR, HEAP = 32 * 2**20, 1.8
 
 
@@ -78,7 +78,7 @@ def estimate(
     with FakeTensorMode(allow_non_fake_inputs=True):
         activations = peak(recipe, models, args, longest)
     moments = 2 * (trainable if "8bit" in args.optim else gradients)  # AdamW's
-    if recipe == "reward":  # which ends with the merged model, unquantized and alone
+    if recipe == "reward" or (recipe == "sft" and process):  # the merged model, unquantized and alone; SFT's on the CPU
         activations = max(activations, saved - gradients - moments)
     count = sum(p.numel() for p in parameters)
     return Estimate(count, trainable, process, weights, gradients, moments, activations)
@@ -112,7 +112,7 @@ def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: Train
             disable_dropout_in_model(part)
         if name not in trained:
             part.requires_grad_(False)
-        elif args.gradient_checkpointing and args.device.type != "cpu":
+        elif args.gradient_checkpointing:
             part.gradient_checkpointing_enable()
             part.enable_input_require_grads()
     return models

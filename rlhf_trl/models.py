@@ -86,6 +86,15 @@ def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedMo
     return get_peft_model(model, peft_config).get_base_model()
 
 
+def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
+    """Stop bitsandbytes from repacking 4-bit weights when they are first used in eval mode on a CPU with AVX512-BF16:
+    packed ones pass no gradients on, to an adapter that is trained after sampling, or that shares them."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def load_merged(
     folder: Path, task_type: str, tokenizer: PreTrainedTokenizerBase, model: ModelConfig
 ) -> PreTrainedModel:
@@ -155,4 +164,4 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
+    return keep_gradients(model)

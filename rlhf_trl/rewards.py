@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from rlhf_trl.batching import batches
 from rlhf_trl.errors import UserError
-from rlhf_trl.models import is_reward_model, whole_weights
+from rlhf_trl.models import is_reward_model, keep_gradients, whole_weights
 
 
 class StandardisedHead(nn.Module):
@@ -55,7 +55,7 @@ def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
     with whole_weights():
         model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
     model.score = StandardisedHead(model.score, model.config.reward_mean, model.config.reward_std)
-    return model.eval()
+    return keep_gradients(model).eval()
 
 
 @torch.no_grad()

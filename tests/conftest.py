@@ -85,9 +85,9 @@ def run(monkeypatch, capsys):
     return call
 
 
-def settings(folder: Path, recipe: str, world: Path, base: str = "model", **changes) -> Path:
-    """Write the demo's config of a recipe, with paths into `folder` and cut to a few steps."""
-    config = yaml.safe_load((ROOT / f"configs/demo/{recipe}.yaml").read_text())
+def settings(folder: Path, recipe: str, world: Path, base: str = "model", profile: str = "demo", **changes) -> Path:
+    """Write a profile's config of a recipe, with paths into `folder` and cut to a few steps."""
+    config = yaml.safe_load((ROOT / f"configs/{profile}/{recipe}.yaml").read_text())
     config |= {"dataset": str(world / "data"), "output_dir": str(folder / recipe)}
     if recipe == "eval":
         config |= {"output_dir": str(folder), "prompts": 8, "batch_size": 4, "max_new_tokens": 8}

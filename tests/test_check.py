@@ -1,5 +1,6 @@
 """`make check`: it names what is wrong before anything trains, and counts and measures what there would be."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -23,10 +24,17 @@ from tests.conftest import ROOT, settings
 from tests.test_errors import no_hh, spoil_tokenizer
 from tests.test_recipes import LORA
 
+PROFILES = [path.parent.name for path in (ROOT / "configs").glob("*/sft.yaml")]
 
-def write_profile(folder, world, changes, base="model"):
+
+def write_profile(folder, world, changes, profile="demo"):
+    """Its configs, for models as small as the demo's."""
+    base = "model" if profile == "demo" else "gpt2"
+    short = {"max_prompt_tokens": 64, "max_completion_tokens": 32}
+    fitting = {"eval": {"max_prompt_tokens": 64}, "sft": short | {"pad_token": "<|pad|>"}}
     for name in (*RECIPES, "eval"):
-        settings(folder, name, world, base, **changes.get(name, {}) | changes.get("all", {}))
+        more = fitting.get(name, short) | changes.get(name, {}) | changes.get("all", {})
+        settings(folder, name, world, base, profile, **more)
     return folder
 
 
@@ -41,14 +49,19 @@ FAULTS = {
     "no data": ({"all": {"dataset": "{folder}/nowhere"}}, None, "sft, reward, ppo, grpo, dpo, eval: .*does not exist"),
     "no HH data": ({"all": {"dataset": "{folder}/data"}}, no_hh, "line 1: not HH-RLHF data"),
     "hub out of reach": ({"dpo": {"dataset": "some/pairs"}}, None, "dpo: some/pairs .*could not be had from the hub"),
-    "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of 128 tokens"),
+    "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of"),
     "nothing fits": ({"sft": {"max_prompt_tokens": 1}}, None, "sft: no row of the sft split"),
     "no pad token": (
-        {"sft": {"model_name_or_path": "{folder}/base"}},
+        {"sft": {"model_name_or_path": "{folder}/base", "pad_token": None}},
         spoil_tokenizer,
         "sft, .*no pad token besides eos",
     ),
-    "4 bits in full": ({"sft": {"load_in_4bit": True, "dtype": "bfloat16"}}, None, "sft: .*set use_peft: true"),
+    "4 bits in full": (
+        {"sft": {"load_in_4bit": True, "dtype": "bfloat16", "use_peft": False}},
+        None,
+        "sft: .*set use_peft: true",
+    ),
+    "replies too long": ({"eval": {"max_new_tokens": 999}}, None, "eval: .*999 do not fit the context"),
     "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vLLM"),
     "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "eval: the probes .* cannot be read"),
     "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
@@ -68,15 +81,18 @@ def check(run, profile, *options):
     return code, out + err
 
 
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named(fault, run, world, tmp_path, monkeypatch, guess):
-    changes, prepare, message = FAULTS[fault]
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+def test_a_fault_is_named(fault, profile, run, world, tmp_path, monkeypatch, guess):
+    changes, prepare, message = copy.deepcopy(FAULTS[fault])
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    if fault == "no judge":
+        monkeypatch.delenv("OPENAI_API_KEY")
     if prepare:
         prepare(tmp_path, world)
     for step in changes.values():
         step |= {key: value.format(folder=tmp_path) for key, value in step.items() if isinstance(value, str)}
-    code, said = check(run, write_profile(tmp_path, world, changes))
+    code, said = check(run, write_profile(tmp_path, world, changes, profile))
     assert code == 2
     assert re.search(message, said), said
     assert "error: 1 of the checks failed" in said
@@ -108,14 +124,16 @@ def test_what_a_library_says_of_a_model_is_named(run, world, tmp_path):
     assert re.search("dpo: Target modules .*nowhere.* not found", said) and "error: 1 of the checks failed" in said
 
 
-def test_several_faults_are_all_named(run, world, tmp_path, guess):
-    profile = write_profile(tmp_path, world, {})
+def test_several_faults_are_all_named(run, world, tmp_path, monkeypatch, guess):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    profile = write_profile(tmp_path, world, {"eval": {"probes": "nowhere.yaml", "judge": "openai"}})
     code, said = check(run, profile, "--ppo=--num_mini_batches 3", "--dpo=--bata 1", "--seed", 1)
-    assert code == 2
-    assert "error: 2 of the checks failed" in said and "num_mini_batches" in said and "did you mean beta" in said
+    assert code == 2 and "error: 4 of the checks failed" in said
+    for part in ("num_mini_batches", "did you mean beta", "probes", "nobody can judge"):
+        assert part in said
 
 
-@pytest.mark.parametrize("profile", ["demo", "gpt2", "smollm2", "qwen3-8b"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_the_shipped_profiles_are_sound(profile, run, world, tmp_path, monkeypatch, guess):
     """On a small model, as theirs is on the hub."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
@@ -156,7 +174,7 @@ def test_models_and_optimizers_hold_what_the_table_says(recipe, kind, world, tmp
     assert counts == {"all": expected.parameters, "trained": expected.trainable, "optimizer": expected.trainable}
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "checkpointed"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_estimate_is_near_what_a_training_takes(recipe, kind, world, tmp_path, monkeypatch):
     """TRL's own loop, whose tensors are added up as those of the estimate are."""
@@ -179,8 +197,9 @@ def test_the_estimate_is_near_what_a_training_takes(recipe, kind, world, tmp_pat
 
 def settle(recipe, kind, world, folder):
     """A recipe's config in `folder`, with models to start from, as the check sees it."""
-    base = world / ("model" if kind == "full" else "gpt2")
-    changes = {"model_name_or_path": str(base)} | (LORA if kind == "lora" else {})
+    base = world / ("gpt2" if kind == "lora" else "model")
+    changes = {"model_name_or_path": str(base), "gradient_checkpointing": kind == "checkpointed"}
+    changes |= LORA if kind == "lora" else {}
     if recipe in ("ppo", "grpo"):
         changes["reward_model_path"] = str(make_reward_model(base, folder / "reward"))
     config = settings(folder, recipe, world, **changes)

@@ -60,6 +60,8 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("sft", "lr_scheduler_type: zigzag", "zigzag"),
         ("sft", "a: b: c", "not valid YAML"),
         ("sft", "load_in_4bit: true", "use_peft: true"),
+        ("ppo", "train_sampling_strategy: sequential", "set group_by_length or random"),
+        ("dpo", "train_sampling_strategy: batch_rebalance", "set group_by_length or random"),
         ("dpo", "sync_ref_model: true", "set precompute_ref_log_probs: false"),
         ("sft", "max_rows: 0", "max_rows must be at least 1"),
         ("sft", "max_length: 99", "max_length has no place here; set max_prompt_tokens"),

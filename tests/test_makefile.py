@@ -1,7 +1,10 @@
 """The Makefile: what is made from what, and nothing twice."""
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -64,11 +67,58 @@ def test_launchers_start_training_and_sampling(make):
         assert error.value.stderr.count("***") == 1
 
 
-@pytest.mark.parametrize("path", (ROOT / "configs/accelerate").glob("*.yaml"), ids=lambda path: path.stem)
-def test_launcher_configs_are_what_accelerate_takes(path):
-    from accelerate.commands.config.config_args import load_config_from_file
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+LAUNCHED = {  # what a process is told
+    "single_gpu": {"CUDA_VISIBLE_DEVICES": "0"},
+    "ddp": {},
+    "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    },
+}
 
-    assert load_config_from_file(str(path)).num_processes >= 1
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "configs/accelerate").glob("*.yaml")])
+def test_launcher_configs_start_what_they_say(name, monkeypatch):
+    """On eight machines, too, each of which starts its own processes."""
+    from accelerate.commands import launch
+
+    machines = [] if name == "single_gpu" else ["--num_machines", "8", "--num_processes", "64", "--machine_rank", "1"]
+    config = ["--config_file", f"{ROOT}/configs/accelerate/{name}.yaml"]
+    started = {}
+    for kind in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(launch, kind, lambda args, kind=kind: started.update({kind: args}))
+    address = ["--main_process_ip", "localhost", "--main_process_port", "0"]
+    launch.launch_command(launch.launch_command_parser().parse_args([*config, *machines, *address, "recipe.py"]))
+    ((kind, args),) = started.items()
+    if kind == "deepspeed_launcher":
+        command, environment = launch.prepare_deepspeed_cmd_env(args)
+        assert command is None  # not DeepSpeed's own launcher, which would log in to the others
+    elif kind == "multi_gpu_launcher":
+        environment = launch.prepare_multi_gpu_env(args)
+    else:
+        _, environment = launch.prepare_simple_launcher_cmd_env(args)
+    assert environment.items() >= LAUNCHED[name].items()
+    assert (kind == "simple_launcher") == (not machines)
+    if machines:
+        assert (int(args.nnodes), int(args.nproc_per_node)) == (8, 8)
+
+
+def test_the_image_can_be_built_from_what_its_layers_hold(tmp_path):
+    """The layer of the dependencies has hardly any of the code."""
+    text = (ROOT / "Dockerfile").read_text()
+    names, commands = re.search(r"^COPY --chown=trainer (.+) \./\nRUN .*\n(.+)$", text, re.MULTILINE).groups()
+    for name in names.split():
+        shutil.copy(ROOT / name, tmp_path)
+    commands = commands.replace("make ", "make -n ")
+    done = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "pip" in done.stdout
+    look_up = re.search(r'python -c "(.+)"$', text, re.MULTILINE)[1]
+    subprocess.run([sys.executable, "-c", look_up], cwd=ROOT, check=True)
 
 
 def test_the_evaluation_in_order_and_the_judge_whenever_asked(make, tmp_path):
