@@ -70,7 +70,7 @@ SUBJECTS = {
     ),
     "profile": Subject(
         "What reward and DPO training spend their time on",
-        "Ours, with torch's profiler: shares of the time in the trainer's loop. What is left is Python's, and the "
+        "Ours, in one turn with torch's profiler: shares of the time in the trainer's loop. What is left is Python's, and the "
         "profiler's own, which is large where operators are as small as the demo's.",
         profiles,
         {
@@ -89,7 +89,7 @@ SUBJECTS = {
         {},
         turns=1,
     ),
-    "sft": Subject("SFT", "Ours alone.", trainings("sft"), TRAINING | TOKENS | COST, {}, turns=1),
+    "sft": Subject("SFT", "Ours alone, in one turn.", trainings("sft"), TRAINING | TOKENS | COST, {}, turns=1),
     "ppo": Subject(
         "PPO",
         "`recipes/ppo.py` and TRL's `PPOTrainer` as its example uses it (`benchmarks/plain.py`), with the same config, "
