@@ -70,8 +70,8 @@ SUBJECTS = {
     ),
     "profile": Subject(
         "What reward and DPO training spend their time on",
-        "Ours, in one turn with torch's profiler: shares of the time in the trainer's loop. What is left is Python's, and "
-        "the profiler's own, which is large where operators are as small as the demo's.",
+        "Ours, in one turn with torch's profiler: shares of the time in the trainer's loop. What is left is Python's, "
+        "and the profiler's own, which is large where operators are as small as the demo's.",
         profiles,
         {
             "matrix products": ("matmul", ".2f"),
