@@ -48,7 +48,8 @@ measured:
 
 The sides took {{ turns }} turns each, in an order that was turned round every time, so that a drift of the machine
 cancels. Figures are medians over a side's turns. "Ours / this" is the median of the ratios within the pairs of turns,
-with the smallest and the largest; above 1, ours is faster, or takes more memory.
+which need not be that of the medians, with the smallest and the largest; above 1, ours is faster, or takes more memory.
+The speed of a training is that of its loop, without imports, loading and saving.
 {% for subject, rows in tables %}
 
 ## {{ subject.title }}
@@ -150,7 +151,8 @@ def table(name: str, worlds: list[World], number: int) -> list[list[str]]:
             row += [held_out_accuracy(name, world, side)] if subject.margins else []
             for key in subject.ratios.values():
                 ratios = [a[key] / b[key] for a, b in zip(records[OURS], turns, strict=False)]
-                row.append("" if side == OURS else f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+                extremes = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 else ""
+                row.append("" if side == OURS else f"{median(ratios):.2f}{extremes}")
             rows.append([world.name, side, *row])
     return rows if subject.everywhere else [row[1:] for row in rows]
 

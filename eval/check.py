@@ -5,7 +5,8 @@
 
 All that is wrong is named at once: configs, packages, models, data, batches, judge, memory and disk. A model that is
 still to be trained is taken to be like the one it starts from. All is about training in one process: what sharding by
-ZeRO or FSDP saves is not counted, nor the memory that the evaluation takes.
+ZeRO or FSDP saves is not counted, nor the memory that the evaluation takes. "Tight" is what needs more than four fifths
+of the memory: the estimate can be that far off.
 """
 
 import io
@@ -33,6 +34,7 @@ from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
 from rlhf_trl.memory import Estimate, estimate
 from rlhf_trl.models import check_context
+from rlhf_trl.outline import load
 from rlhf_trl.ppo import check_batches
 from rlhf_trl.rewards import check_reward_model
 
@@ -117,6 +119,7 @@ def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
         if name in ("ppo", "grpo"):
             made["--reward_model_path"] = f"{config.output_dir}/reward"
         with findings.of(name):
+            classes = [load(part) if isinstance(part, str) else part for part in classes]  # folders may come later
             data, model, *others, args = parse(None, *classes, argv=options(config, name, made))
             if any(word in args.optim for word in ("8bit", "paged")) and find_spec("bitsandbytes") is None:
                 raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
@@ -207,10 +210,10 @@ def check_judge(judge: JudgeConfig, gold_rule: str | None) -> None:
 def check_memory(steps: list[Step], findings: Findings) -> None:
     """That each recipe fits the memory of its device; prints what it takes."""
     libraries = psutil.Process().memory_info().rss
-    print(ROW.format("in GB", *COLUMNS))
+    steps = [step for step in steps if step.rows is not None]
+    if steps:
+        print(ROW.format("in GB", *COLUMNS))
     for step in steps:
-        if step.rows is None:
-            continue
         need = None
         with findings.of(step.name):
             try:
@@ -222,7 +225,7 @@ def check_memory(steps: list[Step], findings: Findings) -> None:
         there = step.memory(libraries)
         parts = (need.process, need.weights, need.gradients + need.optimizer, need.activations, need.total, there)
         counts = (f"{count / 1e6:.1f}M" for count in (need.parameters, need.trainable))
-        verdict = "fits" if need.total <= there else "too much"
+        verdict = "fits" if need.total <= 0.8 * there else "tight" if need.total <= there else "too much"
         print(ROW.format(step.name, *counts, *(f"{part / GB:.2f}" for part in parts), verdict))
         step.estimate = need
         with findings.of(step.name):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -13,12 +14,14 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from rlhf_trl.errors import UserError, check_writable
+from rlhf_trl.errors import UserError, check_folder, check_writable
 from rlhf_trl.outline import load, outline
 
 # Where we differ from TRL's own defaults: less padding, and no second model for DPO's reference
 DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True}
 
+# Options that name folders, or something on the hub
+FOLDERS = {"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward model"}
 # Options that would be accepted and do nothing or harm, and what to do instead
 ALWAYS = {
     "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
@@ -113,16 +116,21 @@ class _Parser(TrlParser):
 def parse(description: str | None, *classes: type | str, argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill each dataclass from `--config FILE.yaml` and the options after it, which override the file.
 
-    A class may be given by name; mistakes in its options are then found before it is imported. Unlike TRL's own parser
+    A class may be given by name; mistakes in its options, and folders that are not there, are then found before it is
+    imported. Unlike TRL's own parser
     this checks the types of YAML values too, names the closest known key for an unknown one, and falls back to the CPU
     and 32 bits where there is no accelerator (or no bfloat16).
 
     Raises:
-        UserError: missing or broken file, unknown key, wrong type, or settings that contradict each other.
+        UserError: missing or broken file, unknown key, wrong type, missing folder, or settings that contradict each
+            other.
     """
     argv = sys.argv[1:] if argv is None else argv
     parsed = _fill(description, [outline(part) if isinstance(part, str) else part for part in classes], argv)
     if any(isinstance(part, str) for part in classes):
+        for part, (option, kind) in itertools.product(parsed, FOLDERS.items()):
+            if getattr(part, option, None):
+                check_folder(getattr(part, option), kind)
         parsed = _fill(description, [load(part) if isinstance(part, str) else part for part in classes], argv)
     return parsed
 

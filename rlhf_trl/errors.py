@@ -64,6 +64,17 @@ def imports_are_over() -> None:
     gc.enable()
 
 
+def check_folder(name: str, kind: str) -> None:
+    """Refuse the path of a folder that is not there. What does not look like a path may be a name on the hub.
+
+    Raises:
+        UserError: no such folder.
+    """
+    is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise UserError(f"the {kind} folder {name} does not exist; check the path or make it first")
+
+
 def check_writable(folder: Path, variable: str = "RUNS or output_dir") -> None:
     """Find out, without writing, whether `folder` can be made and written to; `variable` is what names it.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, check_folder
 
 
 def check_reachable(name: str, repo_type: str, variable: str) -> None:
@@ -16,8 +16,7 @@ def check_reachable(name: str, repo_type: str, variable: str) -> None:
     Raises:
         UserError: what looks like a path does not exist, or the hub does not give the repository.
     """
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"the {repo_type} folder {name} does not exist; check the path or make it first")
+    check_folder(name, repo_type)
     try:
         snapshot_download(name, repo_type=repo_type, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):

@@ -240,7 +240,9 @@ def test_what_is_alive_at_a_time_is_added_up():
 
 @pytest.mark.parametrize("recipe", ["sft", "ppo", "dpo"])
 def test_fake_tensors_take_what_real_ones_take(recipe, world, tmp_path):
-    config = settings(tmp_path, recipe, world, **LORA | {"model_name_or_path": str(world / "gpt2")})
+    changes = LORA | {"model_name_or_path": str(world / "gpt2")}
+    changes |= {"reward_model_path": str(world / "gpt2")} if recipe == "ppo" else {}
+    config = settings(tmp_path, recipe, world, **changes)
     _, model_config, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
     real, fake = (
         memory.build(recipe, AutoConfig.from_pretrained(world / "gpt2"), model_config, args) for _ in range(2)

@@ -26,7 +26,8 @@ def test_every_profile_is_complete():
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_yaml_means_what_it_says(path):
+def test_shipped_yaml_means_what_it_says(path, monkeypatch):
+    monkeypatch.setattr(config_module, "check_folder", lambda *_: None)  # what they start from is yet to be made
     parsed = parse(None, *CLASSES[path.stem], argv=["--config", str(path)])
     values = {}
     for part in parsed:

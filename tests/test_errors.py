@@ -67,7 +67,12 @@ CASES = {
     "no HH data": ("sft", {"dataset": "{folder}/data"}, no_hh, "line 1: not HH-RLHF data"),
     "truncated gz": ("sft", {"dataset": "{folder}/data"}, cut_off, "damaged or cut off"),
     "empty split": ("sft", {"dataset": "{folder}/data"}, empty_split, "the sft split of"),
-    "GRPO batch": ("grpo", {"num_generations": 3}, None, "divisible"),
+    "GRPO batch": (
+        "grpo",
+        {"num_generations": 3, "model_name_or_path": "{world}/model", "reward_model_path": "{folder}/good"},
+        None,
+        "divisible",
+    ),
     "less than a PPO batch": (
         "ppo",
         {"dataset": "{folder}/data", "model_name_or_path": "{world}/model", "reward_model_path": "{folder}/good"},
@@ -168,11 +173,18 @@ def from_the_shell(folder, *words):
     return result.returncode, result.stdout, said, packages
 
 
-def test_a_mistake_in_a_config_is_found_before_anything_slow_is_imported(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kl_coff", "1"], "unknown key kl_coff; did you mean kl_coef?"),
+        ([], "the dataset folder runs/demo/dataset does not exist; check the path or make it first"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_slow_is_imported(options, message, tmp_path):
     outline("trl.ModelConfig"), outline("trl.experimental.ppo.PPOConfig")  # known from an earlier run
     recipe = [ROOT / "recipes/ppo.py", "--config", ROOT / "configs/demo/ppo.yaml"]
-    code, _, said, packages = from_the_shell(tmp_path, *recipe, "--kl_coff", "1")
-    assert (code, said) == (2, ["error: unknown key kl_coff; did you mean kl_coef?"])
+    code, _, said, packages = from_the_shell(tmp_path, *recipe, *options)
+    assert (code, said) == (2, [f"error: {message}"])
     assert not packages & {"torch", "datasets", "peft"}
     assert not list(tmp_path.iterdir())
 
