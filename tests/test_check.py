@@ -110,6 +110,15 @@ def test_memory_and_disk_that_do_not_suffice(gb, remedy, run, world, tmp_path, m
     assert "GB of disk" in said
 
 
+@pytest.mark.parametrize(("gb", "verdict"), [(2.2, "tight"), (2.8, "fits")])
+def test_memory_that_suffices(gb, verdict, run, world, tmp_path, monkeypatch, guess):
+    there = gb * 1e9 - psutil.Process().memory_info().rss
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=there))
+    code, said = check(run, write_profile(tmp_path, world, {}))
+    assert code == 0
+    assert len(re.findall(rf" {verdict}\n", said)) == len(RECIPES)
+
+
 def test_a_sound_profile(run, world, tmp_path):
     profile = write_profile(tmp_path / "profile", world, {})
     code, said = check(run, profile)
