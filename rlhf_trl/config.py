@@ -32,7 +32,7 @@ CLASHES = {
     "SFTConfig": [("use_liger_kernel", "train_sampling_strategy", "random")],
     "DPOConfig": [(name, "precompute_ref_log_probs", "false") for name in ("use_liger_kernel", "sync_ref_model")],
 }
-SAMPLES = ("PPOConfig", "GRPOConfig")  # whose order of prompts TRL does not take from `train_sampling_strategy`
+ONLINE = ("PPOConfig", "GRPOConfig")  # whose order of prompts TRL does not take from `train_sampling_strategy`
 LENGTHS = ALWAYS | {"max_length": "set max_prompt_tokens and max_completion_tokens"}
 IGNORED = {
     "PPOConfig": ALWAYS
@@ -209,8 +209,8 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
         for name, instead in IGNORED.get(type(part).__name__, {}).items():
             if getattr(part, name) != parser_defaults[name]:
                 raise UserError(f"{name} has no place here; {instead}")
-        order, samples = getattr(part, "train_sampling_strategy", None), type(part).__name__ in SAMPLES
-        if order == "batch_rebalance" or (order == "sequential" and samples):
+        order, online = getattr(part, "train_sampling_strategy", None), type(part).__name__ in ONLINE
+        if order == "batch_rebalance" or (order == "sequential" and online):
             raise UserError(f"train_sampling_strategy: {order} has no place here; set group_by_length or random")
         for name, ours, instead in CLASHES.get(type(part).__name__, ()):
             if getattr(part, name) and getattr(part, ours) == DEFAULTS[ours]:
