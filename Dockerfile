@@ -23,7 +23,7 @@ COPY --chown=trainer . .
 # Nothing is to be installed because a copied file is newer, and TRL's options are looked up now: with --user nothing but
 # runs can be written to
 RUN touch .venv/.installed \
-    && .venv/bin/python -c "from rlhf_trl.config import RECIPES, outline; [outline(part) for recipe in RECIPES.values() for part in recipe if isinstance(part, str)]"
+    && .venv/bin/python -c "from rlhf_trl.config import RECIPES; from rlhf_trl.outline import outline; [outline(part) for recipe in RECIPES.values() for part in recipe if isinstance(part, str)]"
 
 ENV HF_HOME=/app/runs/.huggingface MPLCONFIGDIR=/tmp/matplotlib PYTHONDONTWRITEBYTECODE=1
 CMD ["make", "help"]

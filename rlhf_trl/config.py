@@ -117,9 +117,8 @@ def parse(description: str | None, *classes: type | str, argv: list[str] | None 
     """Fill each dataclass from `--config FILE.yaml` and the options after it, which override the file.
 
     A class may be given by name; mistakes in its options, and folders that are not there, are then found before it is
-    imported. Unlike TRL's own parser
-    this checks the types of YAML values too, names the closest known key for an unknown one, and falls back to the CPU
-    and 32 bits where there is no accelerator (or no bfloat16).
+    imported. Unlike TRL's own parser this checks the types of YAML values too, names the closest known key for an
+    unknown one, and falls back to the CPU and 32 bits where there is no accelerator (or no bfloat16).
 
     Raises:
         UserError: missing or broken file, unknown key, wrong type, missing folder, or settings that contradict each

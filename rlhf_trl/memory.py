@@ -78,8 +78,8 @@ def estimate(
     with FakeTensorMode(allow_non_fake_inputs=True):
         activations = peak(recipe, models, args, longest)
     moments = 2 * (trainable if "8bit" in args.optim else gradients)  # AdamW's
-    if recipe == "reward" or (recipe == "sft" and args.device.type == "cpu"):  # where SFT's is merged
-        # At the end the merged model is there, unquantized and alone
+    if recipe == "reward" or (recipe == "sft" and args.device.type == "cpu"):  # SFT merges there
+        # At the end there is the merged model, unquantized and alone
         activations = max(activations, saved - gradients - moments)
     count = sum(p.numel() for p in parameters)
     return Estimate(count, trainable, process, weights, gradients, moments, activations)
