@@ -82,8 +82,8 @@ help:
 	@echo '  RUNS     folder for the results (now: $(RUNS))'
 	@echo '  LAUNCH   how to start training: $(LAUNCHERS); options of accelerate launch may follow:'
 	@echo '           make all PROFILE=gpt2 LAUNCH="ddp --num_processes 4" (default: one process)'
-	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_coef 0.1"'
-	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_coef 0.1"'
+	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_strength 0.1"'
+	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_strength 0.1"'
 	@echo '  ARGS_eval                options for all of data, eval-reward, samples, score, judge and report'
 
 demo:
@@ -103,11 +103,16 @@ $(OUT)/model/config.json: | $(INSTALLED)
 $(OUT)/sft/manifest.json: $(CONFIG)/sft.yaml $(DEMO) | $(INSTALLED)
 	$(TRAIN) recipes/sft.py --config $< --output_dir $(@D) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(call args,sft)
 
-$(OUT)/reward/manifest.json $(OUT)/dpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json | $(INSTALLED)
-	$(TRAIN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(call args,$*)
+$(OUT)/reward/manifest.json: $(CONFIG)/reward.yaml $(OUT)/sft/manifest.json | $(INSTALLED)
+	$(TRAIN) recipes/reward.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(call args,reward)
 
-$(OUT)/ppo/manifest.json $(OUT)/grpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json $(OUT)/reward/manifest.json | $(INSTALLED)
-	$(TRAIN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft --reward_model_path $(OUT)/reward $(call args,$*)
+# DPO takes only the scale of the strength of the KL from the reward model: with a beta of its own it needs none
+own_beta := $(or $(findstring --beta,$(call args,dpo)),$(shell grep -s '^beta:' $(CONFIG)/dpo.yaml))
+REWARDED := $(patsubst %,$(OUT)/%/manifest.json,ppo grpo $(if $(own_beta),,dpo))
+$(REWARDED): $(OUT)/reward/manifest.json
+$(REWARDED): reward = --reward_model_path $(OUT)/reward
+$(OUT)/ppo/manifest.json $(OUT)/grpo/manifest.json $(OUT)/dpo/manifest.json: $(OUT)/%/manifest.json: $(CONFIG)/%.yaml $(OUT)/sft/manifest.json | $(INSTALLED)
+	$(TRAIN) recipes/$*.py --config $< --output_dir $(@D) $(COMMON) --model_name_or_path $(OUT)/sft $(reward) $(call args,$*)
 
 POLICIES := $(foreach policy,sft ppo grpo dpo,$(OUT)/$(policy)/manifest.json)
 

@@ -58,7 +58,7 @@ def demo(root: Path, folder: Path) -> World:
     changes = {
         "sft": {"num_train_epochs": 1},
         "reward": {"num_train_epochs": 1, "warmup_steps": 20},
-        "dpo": {"max_rows": 2048},
+        "dpo": {"max_rows": 2048, "beta": 0.3},
         "ppo": {"total_episodes": 1536},
         "grpo": {"max_steps": 12},
     }
@@ -77,7 +77,7 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
     changes = {
         "sft": pairwise | {"warmup_steps": 0},
         "reward": pairwise | {"warmup_steps": 0},
-        "dpo": pairwise,
+        "dpo": pairwise | {"beta": 0.1},
         "ppo": sizes | {"max_prompt_tokens": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
         "grpo": batch | {"max_prompt_tokens": 64, "max_completion_length": 32, "max_steps": 6, "num_generations": 4},
     }

@@ -39,7 +39,7 @@ from rlhf_trl.ppo import check_batches
 from rlhf_trl.rewards import check_reward_model
 
 # What each recipe reads, first of all what it trains on
-SPLITS = {"sft": ["sft"], "reward": ["reward", "gold"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
+SPLITS = {"sft": ["sft"], "reward": ["reward", "validation"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
 COLUMNS = ("parameters", "trained", "libraries", "weights", "optimizer", "activations", "total", "there", "verdict")
 ROW = "{:7}" + len(COLUMNS) * "{:>12}"
 GB = 10**9
@@ -116,14 +116,15 @@ def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
     for name, classes in RECIPES.items():
         made = {"--output_dir": f"{config.output_dir}/{name}"}
         made["--model_name_or_path"] = config.model_name_or_path if name == "sft" else sft
-        if name in ("ppo", "grpo"):
+        if name in ("ppo", "grpo", "dpo"):
             made["--reward_model_path"] = f"{config.output_dir}/reward"
         with findings.of(name):
             classes = [load(part) if isinstance(part, str) else part for part in classes]  # folders may come later
             data, model, *others, args = parse(None, *classes, argv=options(config, name, made))
             if any(word in args.optim for word in ("8bit", "paged")) and find_spec("bitsandbytes") is None:
                 raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
-            reward_model = getattr(others[0], "reward_model_path", getattr(args, "reward_model_path", None))
+            paths = (getattr(part, "reward_model_path", None) for part in (*others, args))
+            reward_model = next(filter(None, paths), None)
             steps.append(Step(name, data, model, args, getattr(args, "pad_token", None), reward_model))
     base = next((step for step in steps if step.name == "sft"), None)
     for step in steps:

@@ -21,7 +21,7 @@ from eval import figures, stats
 from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import SPLITS, TURN, load_split, prompt_key
+from rlhf_trl.data import TURN, load_split, prompt_key
 from rlhf_trl.data import render as render_row
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
@@ -39,7 +39,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
     tokenizer = AutoTokenizer.from_pretrained(counting.tokenizer)
 
     frames, dropped, keys = {}, {}, {}
-    for name in (*SPLITS, "eval"):
+    for name in (*(name for name, share in data_config.splits.items() if share), "eval"):
         rows, dropped[name] = load_split(data_config, name)
         keys[name] = {prompt_key(row["prompt"]) for row in rows}
         frames[name] = measure(rows, tokenizer)
@@ -47,8 +47,9 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         print(f"{name}: {len(rows)} rows, {frames[name]['kept'].sum()} of them within the limits")
     summary = {
         **asdict(data_config),
+        "shares": data_config.splits,
         "tokenizer": counting.tokenizer,
-        # the first four splits are parts of one file
+        # all splits but eval are parts of one file
         "contract": {file: _without(dropped[name]) for file, name in (("train", "sft"), ("test", "eval"))},
         "splits": {
             name: {"prompts": len(keys[name]), **summarise(frames[name], dropped[name], data_config)} for name in frames

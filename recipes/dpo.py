@@ -4,7 +4,8 @@
     python recipes/dpo.py --config configs/gpt2/dpo.yaml --beta 0.05
 
 It trains on the pairs that the reward model was trained on: the preference information that PPO and
-GRPO receive through the reward model.
+GRPO receive through the reward model. The reward model itself only lends the scale that makes `beta` of `kl_strength`;
+with `--beta` it is not needed.
 """
 
 from rlhf_trl.config import RECIPES, parse
@@ -13,10 +14,11 @@ from rlhf_trl.errors import cli
 
 @cli
 def main() -> None:
-    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
+    data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
     from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.dpo import CorrectedDPOTrainer
+    from rlhf_trl.kl import reward_std
     from rlhf_trl.models import check_context, load_causal_lm, lora
     from rlhf_trl.runs import Run
 
@@ -32,7 +34,10 @@ def main() -> None:
 
     # Build: the log-probabilities under the reference, which is the model as it is now, are computed before training
     parents = {"model": model_config.model_name_or_path}
-    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
+    if kl_config.kl_strength is not None:
+        args.beta = kl_config.kl_strength * reward_std(kl_config.reward_model_path)
+        parents["reward_model"] = kl_config.reward_model_path
+    run = Run(args, data_config, model_config, kl_config, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = CorrectedDPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         args=args,

@@ -10,7 +10,7 @@ from rlhf_trl.errors import cli
 
 @cli
 def main() -> None:
-    data_config, model_config, reward_config, run_config, args = parse(__doc__, *RECIPES["grpo"])
+    data_config, model_config, reward_config, kl_config, run_config, args = parse(__doc__, *RECIPES["grpo"])
 
     from trl import GRPOTrainer
 
@@ -34,7 +34,8 @@ def main() -> None:
 
     # Build
     parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
-    run = Run(args, data_config, model_config, reward_config, data=prompts, parents=parents, fresh=run_config.fresh)
+    configs = data_config, model_config, reward_config, kl_config
+    run = Run(args, *configs, data=prompts, parents=parents, fresh=run_config.fresh)
     trainer = GRPOTrainer(
         model=load_causal_lm(model_config, tokenizer),
         reward_funcs=grpo_reward(

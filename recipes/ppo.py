@@ -1,7 +1,7 @@
 """Optimise the SFT model against the reward model, with TRL's PPOTrainer, corrected.
 
     make ppo PROFILE=gpt2
-    python recipes/ppo.py --config configs/gpt2/ppo.yaml --kl_coef 0.1
+    python recipes/ppo.py --config configs/gpt2/ppo.yaml --kl_strength 0.1
 
 The value model starts from the reward model. What is corrected, and why: rlhf_trl/ppo.py.
 """
@@ -13,7 +13,7 @@ from rlhf_trl.errors import cli
 @cli
 def main() -> None:
     check_launch()
-    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["ppo"])
+    data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["ppo"])
 
     from rlhf_trl.data import build_dataset, load_tokenizer
     from rlhf_trl.models import check_context, load_causal_lm, load_options, lora
@@ -31,7 +31,7 @@ def main() -> None:
     # Build: with LoRA the reference is the policy with its adapter off, and the value model an adapter on the reward
     # model; else both are copies
     parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
-    run = Run(args, data_config, model_config, data=prompts, parents=parents, fresh=run_config.fresh)
+    run = Run(args, data_config, model_config, kl_config, data=prompts, parents=parents, fresh=run_config.fresh)
     trainer = CorrectedPPOTrainer(
         args=args,
         processing_class=tokenizer,

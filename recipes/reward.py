@@ -3,7 +3,7 @@
     make reward PROFILE=gpt2
     python recipes/reward.py --config configs/gpt2/reward.yaml --num_train_epochs 2
 
-The mean and sd of its scores on chosen replies of the gold split, which it was not trained on, are
+The mean and sd of its scores on chosen replies of the validation split, which it was not trained on, are
 saved in the model's config.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
         remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids", "length")],
         desc="Joining prompts and replies",
     )
-    held_out = build_dataset(replace(data_config, max_rows=256), "gold", tokenizer, args.seed)
+    held_out = build_dataset(replace(data_config, max_rows=256), "validation", tokenizer, args.seed)
 
     # Build
     parents = {"model": model_config.model_name_or_path}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from rlhf_trl import kl
 from rlhf_trl.errors import UserError, check_folder, check_writable
 from rlhf_trl.outline import load, outline
 
@@ -49,6 +50,11 @@ IGNORED = {
     "DPOConfig": LENGTHS,
 }
 
+# Shares of the train split by use, disjoint by prompt: DPO trains on the reward pairs, so that all methods see the same
+# preferences; policy holds PPO's and GRPO's prompts; gold at least as many pairs as reward, for a second reward model
+# to judge by; validation what settings are chosen on and rewards scaled by.
+SPLITS = {"sft": 0.25, "reward": 0.25, "policy": 0.13, "gold": 0.27, "validation": 0.10}
+
 
 @dataclass
 class DataConfig:
@@ -70,11 +76,42 @@ class DataConfig:
     max_rows: int | None = field(
         default=None, metadata={"help": "Use only this many rows (after a seeded shuffle). All by default."}
     )
+    splits: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Shares of the train split, the same in all configs of a profile; by default "
+            + ", ".join(f"{name} {share}" for name, share in SPLITS.items())
+            + ". A profile with a true rule needs no gold."
+        },
+    )
 
     def __post_init__(self) -> None:
+        self.splits = _shares(self.splits)
         for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")
+
+
+def _shares(given: dict | str | None) -> dict[str, float]:
+    """The share of every split, from what a config or a command line says.
+
+    Raises:
+        UserError: no shares, or an unknown split, or what does not add up to 1, or no room for what is always needed.
+    """
+    try:
+        given = SPLITS if given is None else json.loads(given) if isinstance(given, str) else given
+        shares = {name: float(given.get(name, 0)) for name in SPLITS}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"splits: {given} holds no shares; write {{{', '.join(f'{n}: 0.2' for n in SPLITS)}}}"
+        ) from error
+    if unknown := set(given) - set(SPLITS):
+        raise UserError(f"splits: there is no split {min(unknown)}; they are {', '.join(SPLITS)}")
+    if empty := [name for name, share in shares.items() if not (share > 0 or (share == 0 and name == "gold"))]:
+        raise UserError(f"splits: {empty[0]} needs a share above 0")
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"splits: the shares add up to {sum(shares.values()):g}, not to 1")
+    return shares
 
 
 @dataclass
@@ -102,9 +139,9 @@ MODEL = "trl.ModelConfig"
 RECIPES: dict[str, tuple[type | str, ...]] = {
     "sft": (DataConfig, MODEL, RunConfig, "trl.SFTConfig"),
     "reward": (DataConfig, MODEL, RunConfig, "trl.RewardConfig"),
-    "ppo": (DataConfig, MODEL, RunConfig, "trl.experimental.ppo.PPOConfig"),
-    "grpo": (DataConfig, MODEL, RewardModelConfig, RunConfig, "trl.GRPOConfig"),
-    "dpo": (DataConfig, MODEL, RunConfig, "trl.DPOConfig"),
+    "ppo": (DataConfig, MODEL, kl.KLConfig, RunConfig, "trl.experimental.ppo.PPOConfig"),
+    "grpo": (DataConfig, MODEL, RewardModelConfig, kl.KLConfig, RunConfig, "trl.GRPOConfig"),
+    "dpo": (DataConfig, MODEL, kl.DPOKLConfig, RunConfig, "trl.DPOConfig"),
 }
 
 
@@ -169,13 +206,18 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
 
     parser_defaults = {name: action.default for name, action in options.items()}
+    if "kl_strength" in options:  # to tell what is given from TRL's default
+        parser.set_defaults(**{name: None for name in kl.OPTIONS if name in options})
     path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     path.add_argument("--config")
     config = path.parse_known_args(argv)[0].config
     from_file: list[str] = []
+    overridden = kl.OPTIONS if kl.OPTIONS & {word.lstrip("-").partition("=")[0] for word in argv} else ()
     for key, value in (_read_yaml(config) if config else {}).items():
         if key not in options or key in ("config", "help"):
             raise UserError(f"{config}: {_unknown(key, options)}")
+        if key in overridden:
+            continue
         if value is None:
             parser.set_defaults(**{key: None})
             options[key].required = False
@@ -193,6 +235,9 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
     if rest:
         raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
     for part in parsed:
+        if type(part).__name__ in kl.COEFFICIENTS and "kl_strength" in options:
+            (strength,) = (config for config in parsed if isinstance(config, kl.KLConfig))
+            kl.set_coefficient(strength, part, parser_defaults[kl.COEFFICIENTS[type(part).__name__]])
         if type(part).__name__ == "ModelConfig":
             _check_model(part)
             if ppo and part.load_in_8bit:

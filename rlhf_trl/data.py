@@ -27,9 +27,6 @@ from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.hub import check_reachable, check_source
 
-# Shares of the train split. DPO trains on the reward pairs, so that all methods see the same preferences.
-SPLITS = {"sft": 0.30, "reward": 0.40, "policy": 0.20, "gold": 0.10}
-
 REPLY = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -78,11 +75,11 @@ def load_pairs(config: DataConfig, split: str) -> tuple[list[dict], Counter]:
 
 
 def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
-    """Rows of one of `sft`, `reward`, `policy`, `gold` or `eval`, as `load_pairs` returns them.
+    """Rows of one of `config.splits` or of `eval`, as `load_pairs` returns them.
 
-    The first four partition the train split by a hash of the folded prompt, so membership depends
-    neither on the order nor on the size of the data. `eval` is the test split without prompts of the
-    train split. `policy` and `eval` hold each prompt once.
+    The former partition the train split by a hash of the folded prompt, so membership depends neither on the order
+    nor on the size of the data. `eval` is the test split without prompts of the train split. `policy` and `eval` hold
+    each prompt once.
     """
     if name == "eval":
         train = load_pairs(config, "train")[0] if _find(config, "train") else []  # a test set alone will do
@@ -92,13 +89,13 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
         dropped["prompt also in the train split"] += len(rows) - len(kept)
     else:
         rows, dropped = load_pairs(config, "train")
-        kept = [row for row in rows if _split_of(row["prompt"]) == name]
+        kept = [row for row in rows if _split_of(row["prompt"], config.splits) == name]
     if name in ("policy", "eval"):
         unique = list({prompt_key(row["prompt"]): row for row in reversed(kept)}.values())[::-1]
         dropped["prompt repeated"] += len(kept) - len(unique)
         kept = unique
     if not kept:
-        raise UserError(f"the {name} split of {config.dataset} is empty; use more data")
+        raise UserError(f"the {name} split of {config.dataset} is empty; use more data, or give it a share in splits")
     return kept, dropped
 
 
@@ -128,7 +125,7 @@ def _cache_key(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase
     files = [(split, subset, path) for split in ("train", "test") for subset, path in _find(config, split)]
     contents = [(*origin, _sha256(path)) for *origin, path in files]
     code = _sha256(Path(__file__)), version("transformers"), version("tokenizers")
-    limits = config.data_dir, config.max_prompt_tokens, config.max_completion_tokens
+    limits = config.data_dir, config.splits, config.max_prompt_tokens, config.max_completion_tokens
     return Hasher.hash((code, contents, name, limits, tokenizer))
 
 
@@ -236,13 +233,13 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _split_of(prompt: str) -> str:
+def _split_of(prompt: str, splits: dict[str, float]) -> str:
     position, upper = int(prompt_key(prompt)[:8], 16) / 16**8, 0.0
-    for name, share in SPLITS.items():
+    for name, share in splits.items():
         upper += share
         if position < upper:
             return name
-    return name
+    return name  # the last one: sums of floats can end below 1
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[str, Path]]:

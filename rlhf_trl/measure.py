@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 PACKAGES = ("trl", "transformers", "peft", "accelerate", "datasets", "torch")
 
@@ -29,6 +30,21 @@ class TokenCounter:
     def total(self) -> int:
         """The sum over all processes, each of which must ask."""
         return int(gather(torch.tensor([int(self._count)], device=PartialState().device)).sum())
+
+
+class StepCounter:
+    """Counts the steps that optimizers take from now on, and adds up their learning rates.
+
+    A trainer's own step is another thing in each: one of PPO's is a batch of rollouts, with several optimizer steps.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.learning_rate_sum = 0, 0.0
+        register_optimizer_step_post_hook(self._add)
+
+    def _add(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        self.count += 1
+        self.learning_rate_sum += optimizer.param_groups[0]["lr"]
 
 
 def plot_curves(folder: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rlhf_trl.data import fingerprint
 from rlhf_trl.errors import UserError, imports_are_over
-from rlhf_trl.measure import TokenCounter, machine, peak_memory_mb, plot_curves, versions
+from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
 
 # What a run leaves on its way: each is written when what it tells of is complete
 STARTED = "started.json"  # in the staging folder: from what, and with which settings
@@ -41,6 +41,8 @@ DECIDES = (
 )
 STAYS = ("learning_rate", "lr_scheduler", "warmup_", "weight_decay", "adam_")
 NO_MATTER = ("log", "save_", "eval_", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name")
+
+COSTS = ("seconds", "peak_memory_mb", "tokens", "optimizer_steps", "learning_rate_sum")  # of a run, in its manifest
 
 M_MMAP_THRESHOLD = -3  # as malloc.h has it
 
@@ -132,7 +134,7 @@ class Run:
             "versions": versions(),
             "machine": machine(),
             "sha256": weights_hash(self.staging),
-            "train": {name: trained[name] for name in ("seconds", "peak_memory_mb", "tokens")},
+            "train": {name: trained[name] for name in COSTS},
         }
         _write(self.staging / "manifest.json", manifest)
         shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
@@ -150,10 +152,16 @@ class Run:
 
     def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
         """Start a staging folder, or check what a killed run left and cut off what it did after its checkpoint."""
+        check_splits(settings["splits"], parents)
         now = {
             "recipe": self.folder.name,
             "seed": settings["seed"],
-            "data": {"dataset": settings["dataset"], "rows": len(data), "sha256": fingerprint(data)},
+            "data": {
+                "dataset": settings["dataset"],
+                "splits": settings["splits"],
+                "rows": len(data),
+                "sha256": fingerprint(data),
+            },
             "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
             "settings": settings,
             "resumed_at": [],  # steps
@@ -224,20 +232,23 @@ class Recorder(TrainerCallback):
 
     def start(self, trainer: Trainer, before: dict) -> None:
         """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
-        self.before = {"seconds": 0.0, "tokens": 0, "peak_memory_mb": 0, "num_tokens": 0} | before
+        self.before = dict.fromkeys((*COSTS, "num_tokens"), 0) | before
         self.trainer = trainer
         trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
-        self.tokens = TokenCounter(trainer.model)
+        self.tokens, self.steps = TokenCounter(trainer.model), StepCounter()
         self.path.touch()
         self.clock = time.perf_counter()
         trainer.add_callback(self)
 
     def record(self) -> dict:
-        """So far: seconds, peak memory (MB, of this process), unpadded tokens of all processes, bytes of metrics."""
+        """So far: seconds, peak memory (MB, of this process), unpadded tokens of all processes, steps of the optimizer
+        and the sum of their learning rates, bytes of metrics."""
         return {
             "seconds": round(self.before["seconds"] + time.perf_counter() - self.clock, 1),
             "peak_memory_mb": max(self.before["peak_memory_mb"], round(peak_memory_mb())),
             "tokens": self.before["tokens"] + self.tokens.total(),
+            "optimizer_steps": self.before["optimizer_steps"] + self.steps.count,
+            "learning_rate_sum": self.before["learning_rate_sum"] + self.steps.learning_rate_sum,
             "num_tokens": self.trainer._total_train_tokens,
             "metrics_bytes": self.path.stat().st_size,
         }
@@ -269,6 +280,19 @@ class Recorder(TrainerCallback):
             shutil.rmtree(checkpoint)
         for checkpoint in older[surplus:]:
             _keep_model_only(checkpoint)
+
+
+def check_splits(splits: dict[str, float], parents: dict[str, str]) -> None:
+    """Refuse shares that are not those of the models that a run is made from: a prompt could be in two of its splits.
+
+    Raises:
+        UserError: a parent was trained on splits of other shares.
+    """
+    for name, path in parents.items():
+        manifest = Path(path) / "manifest.json"
+        others = _read(manifest)["data"].get("splits") if manifest.exists() else splits
+        if others != splits:
+            raise UserError(f"the {name} {path} was trained with splits {others}, not {splits}; set them alike")
 
 
 def weights_hash(folder: str | Path) -> str | None:

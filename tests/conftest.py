@@ -95,7 +95,7 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", profil
     else:
         config |= {"model_name_or_path": str(world / base if recipe == "sft" else folder / "sft"), "seed": 0}
         config |= {"per_device_train_batch_size": 4, "warmup_steps": 0}
-    if recipe in ("ppo", "grpo"):
+    if recipe in ("ppo", "grpo", "dpo"):
         config["reward_model_path"] = str(folder / "reward")
     if recipe == "ppo":
         config |= {"response_length": 8, "total_episodes": 32, "gradient_accumulation_steps": 4}
@@ -104,6 +104,9 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", profil
         config |= {"max_completion_length": 8, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8}
     elif recipe in ("sft", "reward", "dpo"):
         config |= {"max_steps": 3, "logging_steps": 1}
+    if recipe == "dpo" and ("beta" in changes or not (folder / "reward").exists()):
+        del config["kl_strength"], config["reward_model_path"]
+        config["beta"] = 0.3
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe}.yaml"
     path.write_text(yaml.safe_dump(config | changes))

@@ -10,7 +10,7 @@ from trl import ModelConfig, SFTConfig
 from eval.config import CONFIGS
 from eval.probes import load_probes
 from rlhf_trl import config as config_module
-from rlhf_trl import outline
+from rlhf_trl import kl, outline
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError
 from tests.conftest import ROOT
@@ -70,6 +70,22 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("ppo", "bf16: true", "bf16 has no place here; set dtype: bfloat16"),
         ("ppo", "load_in_8bit: true\nuse_peft: true\ndtype: bfloat16", "weights, which 8 bits cannot"),
         ("grpo", "num_generations: 3", "divisible|divide|multiple"),
+        ("ppo", "kl_strength: 0.1\nkl_coef: 0.1", "kl_strength and kl_coef both say"),
+        ("ppo", "kl_strength: -0.1", "kl_strength must be at least 0"),
+        (
+            "ppo",
+            "kl_strength: 0.1\nkl_estimator: k3",
+            "kl_strength needs kl_estimator: k1, not k3; set that, or kl_coef",
+        ),
+        ("grpo", "kl_strength: 0.1", "kl_strength needs scale_rewards: none, not group"),
+        ("grpo", "kl_strength: 0.1\nscale_rewards: none\nimportance_sampling_level: sequence", "level: token"),
+        ("grpo", "kl_strength: 0.1\nscale_rewards: none\nuse_bias_correction_kl: false", "_kl: True, not False"),
+        ("dpo", "kl_strength: 0.1", "needs the scale of a reward model; set reward_model_path, or beta"),
+        ("dpo", "kl_strength: 0.1\nreward_model_path: r\nloss_type: ipo", r"loss_type: \['sigmoid'\], not \['ipo'\]"),
+        ("sft", "splits: {sft: 0.5, reward: 0.5}", "splits: policy needs a share above 0"),
+        ("sft", "splits: {sft: 1, reward: 1, policy: 1, validation: 1}", "the shares add up to 4, not to 1"),
+        ("sft", "splits: {sft: 0.5, rewards: 0.5}", "there is no split rewards; they are sft, reward,"),
+        ("sft", "splits: half", "half holds no shares; write"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, recipe, line, message):
@@ -78,6 +94,38 @@ def test_a_bad_line_is_named(tmp_path, recipe, line, message):
     path.write_text(f"model_name_or_path: m\n{reward_model}output_dir: {tmp_path}/o\n{line}\n")
     with pytest.raises(UserError, match=message):
         parse(None, *CLASSES[recipe], argv=["--config", str(path)])
+
+
+def test_one_strength_of_the_kl_is_each_trainers_own_coefficient(tmp_path):
+    """The command line's way to say it takes the place of the file's, and TRL's default holds where nothing is said."""
+
+    def coefficient(recipe: str, *options: str, line: str = "") -> float | None:
+        path = tmp_path / "c.yaml"
+        path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nreward_model_path: r\n{line}")
+        args = parse(None, *RECIPES[recipe], argv=["--config", str(path), *options])[-1]
+        return getattr(args, "kl_coef", getattr(args, "beta", None))
+
+    strong = "kl_strength: 0.4\n"
+    grpo = strong + "scale_rewards: none\n"
+    assert coefficient("ppo", line=strong) == 0.4
+    assert coefficient("grpo", "--num_generations", "4", line=grpo) == pytest.approx(0.3)
+    assert coefficient("dpo", line=strong) is None  # until its recipe knows the reward model's scale
+    assert coefficient("dpo", "--beta", "0.2", line=strong) == 0.2
+    assert coefficient("ppo", "--kl_coef=0.2", line=strong) == 0.2
+    assert coefficient("grpo", "--kl_strength", "0.8", "--scale_rewards", "none", line="beta: 0.1\n") == pytest.approx(
+        0.7
+    )
+    assert (coefficient("ppo"), coefficient("grpo"), coefficient("dpo")) == (0.05, 0.0, 0.1)
+
+
+def test_the_strength_is_read_back_from_a_runs_settings():
+    ppo = {"kl_coef": 0.4, "kl_estimator": "k1", "gamma": 1.0}
+    grpo = {"beta": 0.3, "num_generations": 4} | kl.NEEDED["num_generations"]
+    dpo = {"beta": 0.8} | kl.NEEDED["beta"]
+    assert [kl.strength(settings, 2.0) for settings in (ppo, grpo, dpo)] == pytest.approx([0.4, 0.4, 0.4])
+    assert kl.strength(grpo | {"scale_rewards": "group"}, 2.0) is None
+    assert kl.strength(dpo, None) is None
+    assert kl.strength({"learning_rate": 1}, 2.0) is None
 
 
 def test_unknown_option_names_the_closest(tmp_path):

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 
 from rlhf_trl import data
-from rlhf_trl.config import DataConfig
+from rlhf_trl.config import SPLITS, DataConfig
 from rlhf_trl.data import (
-    SPLITS,
     build_dataset,
     load_pairs,
     load_split,
@@ -91,6 +90,13 @@ def test_splits_share_no_prompt_and_depend_on_neither_order_nor_size(tmp_path, w
         assert keys[first]
         for second in names[i + 1 :]:
             assert not keys[first] & keys[second], (first, second)
+
+    shares = {"sft": 0.2, "reward": 0.2, "policy": 0.5, "validation": 0.1}
+    other = DataConfig(dataset=config.dataset, splits=shares)
+    sizes = {name: len(load_split(other, name)[0]) for name in ("sft", "reward")}
+    assert sum(sizes.values()) < 0.5 * sum(len(load_split(config, name)[0]) for name in SPLITS)
+    with pytest.raises(UserError, match="give it a share in splits"):
+        load_split(other, "gold")
 
     lines = gzip.decompress((world / "data/train.jsonl.gz").read_bytes()).decode().splitlines()
     random.Random(0).shuffle(lines)

@@ -63,7 +63,7 @@ def test_counts(monkeypatch, world, data, tmp_path, capsys):
     assert summary["contract"] == {"train": broken, "test": {"sides are equal": 1, "a side is empty": 1}}
 
     splits = summary["splits"]
-    assert sum(splits[name]["prompts"] for name in ("sft", "reward", "policy", "gold")) == 30
+    assert sum(splits[name]["prompts"] for name in ("sft", "reward", "policy", "gold", "validation")) == 30
     assert splits["policy"]["rows"] * 2 == splits["policy"]["rows"] + splits["policy"]["dropped"]["prompt repeated"]
     test = splits["eval"]
     assert (test["rows"], test["prompts"], test["kept"]) == (4, 4, 2)
@@ -78,7 +78,7 @@ def test_counts(monkeypatch, world, data, tmp_path, capsys):
     assert test["several_turns"] == 0.25
     assert test["length_bias"]["chosen_longer"]["mean"] == 0.5
 
-    assert len(summary["overlaps"]) == 10
+    assert len(summary["overlaps"]) == 15
     assert not any(overlap["prompts"] for overlap in summary["overlaps"])
     text = (result / "DATA.md").read_text()
     assert "WARNING" not in text

@@ -42,9 +42,18 @@ def test_ppo_first_makes_what_it_needs_and_nothing_twice(make, tmp_path):
     assert len(make("ppo")) == 2  # reward model and PPO stand on the SFT model
 
 
+def test_dpo_needs_a_reward_model_only_for_the_strength_of_its_kl(make):
+    assert ["--reward_model_path" in step for step in make("dpo", "PROFILE=gpt2")] == [False, False, True]
+    for options in ("ARGS=--beta 0.1", "ARGS_dpo=--beta=0.1"):
+        sft, dpo = make("dpo", "PROFILE=gpt2", options)
+        assert "sft.py" in sft and "dpo.py" in dpo and "--reward_model_path" not in dpo
+
+
 def test_options_reach_the_step_they_are_for(make):
-    sft, reward, ppo = make("ppo", "PROFILE=gpt2", "MODEL=m", "DATA=d", "SEED=3", "ARGS=--kl_coef 1", "ARGS_sft=--x 2")
-    assert "--kl_coef" in ppo and "--kl_coef" not in sft + reward
+    sft, reward, ppo = make(
+        "ppo", "PROFILE=gpt2", "MODEL=m", "DATA=d", "SEED=3", "ARGS=--kl_strength 1", "ARGS_sft=--x 2"
+    )
+    assert "--kl_strength" in ppo and "--kl_strength" not in sft + reward
     assert "--x 2" in sft and "--x 2" not in reward + ppo
     assert "--model_name_or_path m" in sft and "--model_name_or_path m" not in reward
     for command in (sft, reward, ppo):

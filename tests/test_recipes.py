@@ -11,8 +11,9 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.files import read_jsonl
+from rlhf_trl.kl import strength
 from rlhf_trl.rewards import load_reward_model, score
-from rlhf_trl.runs import Run
+from rlhf_trl.runs import COSTS, Run
 from tests.conftest import RECIPES, settings
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["c_attn", "c_fc"]}
@@ -69,7 +70,10 @@ def test_run_folders_are_complete(chain):
         assert manifest["seed"] == 0
         assert manifest["versions"]["trl"].startswith("1.12")
         assert len(manifest["data"]["sha256"]) == 64
-        assert all(manifest["train"][key] > 0 for key in ("seconds", "peak_memory_mb", "tokens"))
+        assert all(manifest["train"][key] > 0 for key in COSTS)
+        # of PPO 32 episodes in batches of 16, twice in 4 mini-batches
+        steps = {"ppo": 16, "grpo": 2}.get(recipe, 3)
+        assert manifest["train"]["optimizer_steps"] == steps
         if recipe != "sft":
             parent = json.loads((folder / "sft/manifest.json").read_text())
             assert manifest["parents"]["model"]["sha256"] == parent["sha256"]
@@ -117,7 +121,7 @@ def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeyp
     first = read_jsonl(tmp_path / "dpo/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=2**-8 if kind == "qlora" else 1e-5)
     with pytest.raises(TypeError, match="NoneType"):
-        run("dpo", "--config", settings(tmp_path, "dpo", world, ld_alpha=0.5, **changes))
+        run("dpo", "--config", settings(tmp_path, "dpo", world, beta=0.5, ld_alpha=0.5, **changes))
 
 
 def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
@@ -129,12 +133,32 @@ def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
     rounding = 2**-8 if kind == "qlora" else 1e-3
     tokenizer = AutoTokenizer.from_pretrained(folder / "reward")
     config = yaml.safe_load((folder / "reward/config.yaml").read_text())
-    data = DataConfig(dataset=config["dataset"], max_prompt_tokens=64, max_completion_tokens=32)
-    pairs = build_dataset(data, "gold", tokenizer, seed=0)
+    data = DataConfig(
+        dataset=config["dataset"], splits=config["splits"], max_prompt_tokens=64, max_completion_tokens=32
+    )
+    pairs = build_dataset(data, "validation", tokenizer, seed=0)
     ids = [a + b for a, b in zip(pairs["prompt_ids"], pairs["chosen_ids"], strict=True)]
     scores = score(load_reward_model(str(folder / "reward")), ids)
     assert scores.mean().item() == pytest.approx(0, abs=rounding)
     assert scores.std().item() == pytest.approx(1, abs=rounding)
+
+
+def test_one_strength_of_the_kl(chain):
+    folder, _ = chain
+    settings = {name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("ppo", "grpo", "dpo")}
+    std = json.loads((folder / "reward/config.json").read_text())["reward_std"]
+    strengths = {name: strength(values, std) for name, values in settings.items()}
+    assert strengths == pytest.approx(dict.fromkeys(strengths, settings["ppo"]["kl_strength"]))
+    parents = json.loads((folder / "dpo/manifest.json").read_text())["parents"]
+    assert parents["reward_model"] == json.loads((folder / "ppo/manifest.json").read_text())["parents"]["reward_model"]
+
+
+def test_models_of_other_splits_are_refused(chain, run, world, tmp_path):
+    folder, _ = chain
+    shares = {"sft": 0.2, "reward": 0.2, "policy": 0.2, "gold": 0.2, "validation": 0.2}
+    config = settings(tmp_path, "dpo", world, model_name_or_path=str(folder / "sft"), beta=0.1, splits=shares)
+    code, _, error = run("dpo", "--config", config)
+    assert code == 2 and error.splitlines()[-1].startswith(f"error: the model {folder / 'sft'} was trained with splits")
 
 
 def test_adapters_learn(chain):
