@@ -1,45 +1,78 @@
-"""Intervals and tests. The statistics are scipy's and statsmodels'; here is only which one is used when."""
+"""Intervals and tests. The distributions are scipy's and statsmodels'; here is only what is used when."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import comb, expit
-from scipy.stats import binom, binomtest, bootstrap, permutation_test
+from scipy.stats import bootstrap, norm
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.stats.inter_rater import cohens_kappa
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 9_999
+LEVEL, POWER = 0.05, 0.8
+OVERLAP = 0.05  # share of the prompts that each of two policies must have answered at greater length (or at equal)
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95% confidence interval."""
+    """A mean with its 95% confidence interval; one value alone has none."""
+
+    mean: float
+    lower: float | None
+    upper: float | None
+
+
+class Difference(NamedTuple):
+    """A mean difference in a family of them; see `family`."""
 
     mean: float
     lower: float
     upper: float
+    p: float  # corrected
+    detectable: float | None  # true difference that this family shows with a power of `POWER`; None for one prompt
+    tipping: float | None  # sd of the difference between seeds above which it is no longer shown; None if it is not
+
+    @property
+    def shown(self) -> bool:
+        return self.lower > 0 or self.upper < 0
+
+    def within(self, margin: float) -> bool:
+        """Whether the difference is shown to be smaller than a margin (two one-sided tests, as strict as the family)."""
+        return -margin < self.lower and self.upper < margin
 
 
-def as_dict(value: Estimate | None, name: str = "mean") -> dict | None:
-    """An estimate as the JSON files have it: `name` and `ci`."""
-    return value and {name: value.mean, "ci": [value.lower, value.upper]}
+def as_dict(value: Estimate | Difference | None, name: str = "mean") -> dict | None:
+    """An estimate as the JSON files have it: `name` and `ci`, which is None where there is no interval."""
+    return value and {name: value.mean, "ci": None if value.lower is None else [value.lower, value.upper]}
 
 
-def proportion(successes: float, n: int) -> Estimate:
-    """A share with its Wilson interval (Wilson 1927)."""
-    lower, upper = proportion_confint(successes, n, alpha=0.05, method="wilson")
-    return Estimate(successes / n, float(lower), float(upper))
+def proportion(successes: float, n: float) -> Estimate:
+    """A share with its Wilson interval (Wilson 1927); `n` may be an effective sample size."""
+    lower, upper = proportion_confint(successes, n, alpha=LEVEL, method="wilson")
+    return Estimate(successes / n, max(float(lower), 0.0), min(float(upper), 1.0))
+
+
+def share(values: np.ndarray) -> Estimate:
+    """Mean of one value from 0 to 1 a prompt, shape (n,), with Wilson's interval.
+
+    Values between 0 and 1 (ties, the mean of several replies) vary less than those that are one or the other, so each
+    counts for more: the effective sample size of Korn and Graubard (1998). Where all are equal it is n, so that no
+    interval claims certainty.
+    """
+    values = np.asarray(values, dtype=float)
+    n, mean = len(values), float(values.mean())
+    variance = values.var(ddof=1) * (n - 1) / n if n > 1 else 0.0
+    effective = n * mean * (1 - mean) / variance if variance > 0 else n
+    estimate = proportion(mean * effective, effective)
+    return estimate._replace(mean=mean)
 
 
 def mean(values: np.ndarray, seed: int) -> Estimate:
-    """Mean of one value a prompt, shape (n,), with its BCa bootstrap interval (Efron 1987).
-
-    Paired differences are passed as such, so that what the prompts have in common cancels out.
-    """
+    """Mean of one value a prompt, shape (n,), with its BCa bootstrap interval (Efron 1987); one value has none."""
     values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return Estimate(float(values[0]), None, None)
     if np.ptp(values) == 0:
         return Estimate(float(values[0]), float(values[0]), float(values[0]))
     interval = bootstrap(
@@ -48,48 +81,63 @@ def mean(values: np.ndarray, seed: int) -> Estimate:
     return Estimate(float(values.mean()), float(interval.low), float(interval.high))
 
 
-def win_rate(scores: np.ndarray, seed: int) -> Estimate:
-    """Mean of the prompts' scores, shape (n,), each 0 (lost) to 1 (won): Wilson if all were won or lost, else BCa.
+def family(differences: np.ndarray, reach: float, seed: int) -> list[Difference]:
+    """Mean differences with simultaneous 95% intervals, corrected p-values and what could have been shown, all of one
+    family: an interval excludes 0 exactly where the corrected test is below 5%.
 
-    Where every prompt was a tie the bootstrap would claim certainty; Wilson's interval does not.
+    The test flips the signs of prompts, each prompt's for all columns at once, and takes the largest |t| (Westfall and
+    Young 1993): it is exact where a prompt's differences are as likely as their opposites. The interval is what lies
+    within the same critical value of the mean, and at least a normal one. Two prompts of opposite sign and greatest
+    size are added (Bonett and Price 2012), so that nothing is certain where all prompts agree; they pull the interval
+    a little towards 0.
+
+    Args:
+        differences: shape (prompts, columns); nan where a prompt has no value.
+        reach: the greatest size that a prompt's difference can have, or usually has.
+        seed: of the flips.
     """
-    scores = np.asarray(scores, dtype=float)
-    if np.isin(scores, (0, 1)).all() or np.ptp(scores) == 0:
-        return proportion(float(scores.sum()), len(scores))
-    return mean(scores, seed)
+    values = np.vstack([differences, np.full(differences.shape[1], reach), np.full(differences.shape[1], -reach)])
+    n, values = (~np.isnan(values)).sum(0), np.nan_to_num(values)
 
+    def centres_and_errors(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and their standard errors, shape (..., columns), from sums of the values."""
+        return totals / n, np.sqrt(((values**2).sum(0) - totals**2 / n) / (n - 1) / n)
 
-def sign_test(scores: np.ndarray) -> float:
-    """Two-sided p-value of the exact sign test that as many prompts are won as lost; ties do not count."""
-    wins, losses = int((np.asarray(scores) > 0.5).sum()), int((np.asarray(scores) < 0.5).sum())
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(RESAMPLES, len(values)))
+    flipped, errors = centres_and_errors(signs @ values)
+    with np.errstate(divide="ignore"):  # all flips of one prompt can be equal
+        largest = np.abs(flipped / errors).max(axis=1) * (1 + 1e-9)  # rounding must not part what is equal
+    beaten = np.sort(largest)[-int(np.ceil(LEVEL * (RESAMPLES + 1))) + 1]  # by what has a p-value below the level
+    critical = max(beaten, norm.isf(LEVEL / 2))
 
-
-def smallest_detectable(n: int, ties: int = 0, power: float = 0.8) -> float | None:
-    """The smallest win rate over n prompts that an exact sign test at 5% shows with the given power; None if none.
-
-    Only decided prompts count in the test, but ties pull the win rate towards one half.
-    """
-    decided = n - ties
-    lost = binom.ppf(0.025, decided, 0.5) - 1  # at most so many losses are significant
-    shares = np.arange(0.5, 1, 0.005)
-    shown = shares[binom.cdf(lost, decided, 1 - shares) >= power]
-    return 0.5 + float(shown[0] - 0.5) * decided / n if len(shown) else None
-
-
-def smallest_difference(differences: np.ndarray, power: float = 0.8) -> float:
-    """The smallest mean of paired differences, shape (n,), that a test at 5% shows with the given power."""
-    return float(TTestPower().solve_power(nobs=len(differences), alpha=0.05, power=power) * np.std(differences, ddof=1))
+    result = []
+    for centre, error, prompts in zip(*centres_and_errors(values.sum(0)), n - 2, strict=True):
+        t, reached = abs(centre) / error, critical * error
+        p = max((1 + (largest >= t).sum()) / (RESAMPLES + 1), 2 * norm.sf(t))
+        difference = Difference(
+            mean=centre * (prompts + 2) / prompts if prompts else 0.0,
+            lower=max(centre - reached, -reach),
+            upper=min(centre + reached, reach),
+            p=p,
+            detectable=(critical + norm.ppf(POWER)) * error if np.isfinite(critical) else None,
+            tipping=None,
+        )
+        if difference.shown:
+            difference = difference._replace(tipping=np.sqrt((centre / critical) ** 2 - error**2))
+        result.append(Difference(*(None if number is None else float(number) for number in difference)))
+    return result
 
 
 def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Estimate | None:
     """The win rate at equal length: a logistic GLM on tanh of the standardised length difference, HC1 errors.
 
     After Dubois et al. 2024 (arXiv 2404.04475), without their terms for prompt difficulty. Arrays of shape (n,).
-    None where there is nothing to fit (equal scores or lengths) or no finite fit (the longer always wins).
+    None where there is nothing to fit (equal scores or lengths), no finite fit (the longer always wins), or no overlap:
+    where one policy's replies are nearly always the longer ones, equal length would be an extrapolation.
     """
     scores, differences = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
-    if np.ptp(scores) == 0 or differences.std() == 0:
+    overlap = min((differences <= 0).mean(), (differences >= 0).mean())
+    if np.ptp(scores) == 0 or differences.std() == 0 or overlap < OVERLAP:
         return None
     design = np.column_stack([np.ones(len(scores)), np.tanh(differences / differences.std())])
     fit = GLM(scores, design, family=Binomial()).fit(cov_type="HC1")
@@ -109,7 +157,7 @@ def kappa(first: np.ndarray, second: np.ndarray) -> Estimate | None:
     return Estimate(float(result.kappa), max(float(result.kappa_low), -1.0), min(float(result.kappa_upp), 1.0))
 
 
-def best_of(rewards: np.ndarray, n: int) -> np.ndarray:
+def best_of_n_weights(rewards: np.ndarray, n: int) -> np.ndarray:
     """Weights, shape (prompts, N), that turn values of N replies into the expected value of the best of n of them.
 
     `rewards`, shape (prompts, N), decide which is best. The unbiased estimator of Nakano et al. 2021
@@ -119,22 +167,3 @@ def best_of(rewards: np.ndarray, n: int) -> np.ndarray:
     by_rank = comb(np.arange(total), n - 1) / comb(total, n)
     ranks = rewards.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
     return by_rank[ranks]
-
-
-def sign_flip(differences: np.ndarray, seed: int) -> float:
-    """Two-sided p-value of the hypothesis that paired differences, shape (n,), are symmetric about 0."""
-    return float(
-        permutation_test(
-            (np.asarray(differences, dtype=float),),
-            np.mean,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            rng=np.random.default_rng(seed),
-        ).pvalue
-    )
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values corrected so that the chance of any false claim among them stays below their threshold (Holm 1979)."""
-    return multipletests(p_values, method="holm")[1].tolist()
