@@ -3,12 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_trl import demo
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 
-GOLD_RULES: dict[str, Callable[[str, str], float]] = {"demo": demo.gold_reward}
+
+class GoldRule(NamedTuple):
+    """What is known of a made-up world: the true reward of a dialogue and a reply, and the cue without value."""
+
+    reward: Callable[[str, str], float]
+    cue: str  # text that the pairs' annotator liked for no reason
+
+
+GOLD_RULES = {"demo": GoldRule(demo.gold_reward, demo.CLOSING.strip())}
 
 
 @dataclass

@@ -203,6 +203,7 @@ def test_evaluation_and_report(chain, run, world):
     assert {row["kl"] for name in ("best_of", "greedy/ppo") for row in read_jsonl(folder / f"scores/{name}.jsonl")} == {
         None
     }
+    assert all({row["cue"], row["refused"]} <= {True, False} for rows in scores.values() for row in rows)
     assert len(read_jsonl(folder / "scores/best_of.jsonl")) == 4 * 4
 
     summary = json.loads((folder / "report/summary.json").read_text())
