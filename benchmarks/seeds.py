@@ -29,7 +29,7 @@ from rlhf_trl.errors import UserError, check_writable, cli
 METHODS = ("ppo", "grpo", "dpo")
 POLICIES = ("sft", *METHODS)
 RECIPES = ("sft", "reward", *METHODS)
-MEASURES = {"proxy": "proxy reward", "gold": "gold reward", "log_ratio": "KL from SFT (nats)"}
+MEASURES = {"proxy": "proxy reward", "gold": "gold reward", "kl": "KL from SFT (nats)"}
 TRAINING_REWARD = {"ppo": "objective/scores", "grpo": "reward"}  # DPO samples nothing while it trains
 # What may differ between the seeds' configs
 RUN_KEYS = {"dataset", "model_name_or_path", "reward_model_path", "output_dir", "seed"}
@@ -72,9 +72,9 @@ python benchmarks/seeds.py {{ runs | map(attribute="root") | join(" ") }}{{ " --
 
 ## Final policies
 
-One reply of each policy to {{ runs[0].prompts }} held-out prompts a seed. A seed counts as one value, the mean over its
-prompts; in brackets the 95% Student interval over seeds, which takes these means as normally distributed. The proxy
-reward is in units of each seed's own reward model.
+Replies of each policy to {{ runs[0].prompts }} held-out prompts a seed, {{ runs[0].replies }} to each at temperature 1.
+A seed counts as one value, the mean over its replies; in brackets the 95% Student interval over seeds, which takes
+these means as normally distributed. The proxy reward is in units of each seed's own reward model.
 
 | | policy | mean over seeds | sd over seeds | range |
 |---|---|---|---|---|
@@ -182,7 +182,7 @@ def summarise(roots: list[Path]) -> dict:
 
 
 def load(root: Path) -> dict:
-    """What the page needs of one profile run: means over prompts, curves, settings.
+    """What the page needs of one profile run: means over replies, curves, settings.
 
     Raises:
         UserError: a file is missing, or there is no gold reward.
@@ -197,9 +197,10 @@ def load(root: Path) -> dict:
         "seed": manifests["sft"]["seed"],
         "manifests": manifests,
         "configs": {name: yaml.safe_load(_existing(root, f"{name}/config.yaml").read_text()) for name in RECIPES},
-        "prompts": len(scores["sft"]),
-        "means": {name: over_prompts(rows) for name, rows in scores.items()},
-        "curve_prompts": len(read_jsonl(_existing(root, "scores/checkpoints/sft-final.jsonl"))),
+        "prompts": _prompts(scores["sft"]),
+        "replies": len(scores["sft"]) // _prompts(scores["sft"]),
+        "means": {name: over_replies(rows) for name, rows in scores.items()},
+        "curve_prompts": _prompts(read_jsonl(_existing(root, "scores/checkpoints/sft-final.jsonl"))),
         "curves": {name: _points(root, name) for name in METHODS},
         "training": {name: [row[key] for row in metrics[name] if key in row] for name, key in TRAINING_REWARD.items()},
     }
@@ -212,7 +213,11 @@ def _existing(root: Path, name: str) -> Path:
     return root / name
 
 
-def over_prompts(rows: list[dict]) -> dict[str, float]:
+def _prompts(rows: list[dict]) -> int:
+    return len({row["dialogue"] for row in rows})
+
+
+def over_replies(rows: list[dict]) -> dict[str, float]:
     """The means of the replies' proxy, gold and KL."""
     return {measure: float(np.mean([row[measure] for row in rows])) for measure in MEASURES}
 
@@ -225,7 +230,7 @@ def _points(root: Path, name: str) -> list[dict]:
     saved = sorted(int(path.stem.rpartition("-")[2]) for path in paths if not path.stem.endswith("-final"))
     files = {0: "sft-final", **{step: f"{name}-{step}" for step in saved}, steps: f"{name}-final"}
     rows = {step: read_jsonl(_existing(root, f"scores/checkpoints/{file}.jsonl")) for step, file in files.items()}
-    return [{"share": step / steps} | over_prompts(rows[step]) for step in files]
+    return [{"share": step / steps} | over_replies(rows[step]) for step in files]
 
 
 def check_comparable(runs: list[dict]) -> None:
@@ -249,7 +254,7 @@ def _conditions(run: dict) -> dict:
     settings = {f"{name}'s {k}": v for name, c in run["configs"].items() for k, v in c.items() if k not in RUN_KEYS}
     steps = {f"{name}'s logged steps": len(values) for name, values in run["training"].items()}
     points = {f"{name}'s number of checkpoints": len(points) for name, points in run["curves"].items()}
-    return settings | steps | points | {"the number of prompts": (run["prompts"], run["curve_prompts"])}
+    return settings | steps | points | {"the number of prompts": (run["prompts"], run["replies"], run["curve_prompts"])}
 
 
 def over_seeds(values: list[float]) -> dict:

@@ -22,7 +22,8 @@ from worlds import World, options, read_config
 from eval import judge, reward_model
 from eval.config import JudgeConfig
 from eval.files import write_json, write_jsonl
-from eval.samples import log_probabilities, sample
+from eval.kl import log_probabilities
+from eval.samples import sample
 from eval.server import Server
 from rlhf_trl.batching import LengthGroupedSampler, batches
 from rlhf_trl.data import load_tokenizer

@@ -32,6 +32,7 @@ from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.data import build_dataset, load_split, load_tokenizer
 from rlhf_trl.errors import UserError
 from rlhf_trl.hub import check_source
+from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import Estimate, estimate
 from rlhf_trl.models import check_context
 from rlhf_trl.outline import load
@@ -75,10 +76,10 @@ class Step:
     def memory(self, libraries: int) -> float:
         """Bytes that are there for it."""
         if self.args.device.type != "cuda":
-            return psutil.virtual_memory().available + libraries
+            return free_memory(self.args.device) + libraries
         vllm = getattr(self.args, "use_vllm", False) and self.args.vllm_mode == "colocate"
         taken = self.args.vllm_gpu_memory_utilization * torch.cuda.mem_get_info()[1] if vllm else 0
-        return torch.cuda.mem_get_info()[0] - taken
+        return free_memory(self.args.device) - taken
 
 
 class Findings(dict[str, list[str]]):

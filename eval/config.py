@@ -3,12 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_trl import demo
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 
-GOLD_RULES: dict[str, Callable[[str, str], float]] = {"demo": demo.gold_reward}
+
+class GoldRule(NamedTuple):
+    """What is known of a made-up world: the true reward of a dialogue and a reply, and the cue without value."""
+
+    reward: Callable[[str, str], float]
+    cue: str  # text that the pairs' annotator liked for no reason
+
+
+GOLD_RULES = {"demo": GoldRule(demo.gold_reward, demo.CLOSING.strip())}
 
 
 @dataclass
@@ -33,6 +42,14 @@ class EvalConfig:
         default=None, metadata={"help": "Reward model folder. By default reward in output_dir."}
     )
     prompts: int = field(default=200, metadata={"help": "Evaluation prompts; the same for every policy."})
+    replies: int = field(default=1, metadata={"help": "Replies of each policy to a prompt at temperature 1."})
+    colder: list[float] | None = field(
+        default_factory=lambda: [0.7, 0.3],
+        metadata={
+            "help": "Temperatures at which the reference alone is sampled too, since that costs no training; null for "
+            "none."
+        },
+    )
     curve_prompts: int = field(
         default=100,
         metadata={"help": "Prompts for the over-optimisation curves (checkpoints, best-of-n); 0 leaves them out."},
@@ -51,9 +68,12 @@ class EvalConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, least in {"prompts": 2, "best_of": 1, "max_new_tokens": 1, "batch_size": 1}.items():
+        for name, least in {"prompts": 2, "replies": 1, "best_of": 1, "max_new_tokens": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}")
+        self.colder = list(dict.fromkeys(self.colder or ()))
+        if not all(0 < temperature < 1 for temperature in self.colder):
+            raise UserError("each temperature of colder must be above 0 and below 1; the others are sampled anyway")
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")
 

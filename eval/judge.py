@@ -187,7 +187,8 @@ def gold_records(rule: str | None, samples: dict[str, list[dict]], requests: lis
     if rule is None:
         raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
     rewards = {
-        name: [GOLD_RULES[rule](row["dialogue"], row["completion"]) for row in rows] for name, rows in samples.items()
+        name: [GOLD_RULES[rule].reward(row["dialogue"], row["completion"]) for row in rows]
+        for name, rows in samples.items()
     }
     records = {}
     for request in requests:

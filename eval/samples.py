@@ -1,19 +1,23 @@
-"""Sample every policy on the same held-out prompts, at temperature 1 with the same seeds.
+"""Sample every policy on the same held-out prompts with the same seeds, at temperature 1 and greedily.
 
     make samples PROFILE=gpt2
     python -m eval samples --config configs/gpt2/eval.yaml --prompts 100
 
-Writes to OUTPUT_DIR/samples one reply a line, with its token ids and its log-probability:
-    NAME.jsonl                   each policy, and the untouched base model
-    checkpoints/NAME-STEP.jsonl  the checkpoints of a policy's run and its end, on the first `curve_prompts` prompts
-    best_of.jsonl                `best_of` replies of the reference to each of them
-    probes/NAME.jsonl            replies to the failure-mode probes
+Writes to OUTPUT_DIR/samples one reply a line, with its token ids; the replies to one prompt stand in a row:
+    NAME.jsonl                      each policy, and the untouched base model: `replies` a prompt, at temperature 1
+    greedy/NAME.jsonl               the same models at temperature 0, one reply a prompt
+    colder/REFERENCE-0.7.jsonl ...  the reference at each temperature of `colder`, `replies` a prompt
+    checkpoints/NAME-STEP.jsonl     the checkpoints of a policy's run and its end ("final"), `replies` to each of the
+                                    first `curve_prompts` prompts
+    best_of.jsonl                   `best_of` replies of the reference to each of them
+    probes/NAME.jsonl               one reply to each of the failure-mode probes
 A run that was cut off goes on where it was; what was made from other weights or settings is made again.
 """
 
 import functools
 import gc
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -36,12 +40,17 @@ from rlhf_trl.runs import weights_hash
 
 
 class Job(NamedTuple):
-    """One file of replies: where it goes, whose they are, and to what (dialogues in HH's format)."""
+    """One file of replies: where it goes, whose they are, to what, how many a prompt and how drawn.
+
+    `prompts` are dicts of `dialogue` (HH's format) and `subset`; temperature 0 is greedy decoding.
+    """
 
     path: str
     model: str
     tokenizer: str
-    dialogues: list[str]
+    prompts: list[dict]
+    temperature: float = 1.0
+    replies: int = 1
 
 
 def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
@@ -53,23 +62,36 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
     folder = Path(config.output_dir) / "samples"
-    todo = jobs(config, list(prompts["dialogue"]), [probe["prompt"] for probe in probes])
+    todo = jobs(
+        config,
+        list(prompts.select_columns(["subset", "dialogue"])),
+        [{"subset": "", "dialogue": probe["prompt"]} for probe in probes],
+    )
     state = PartialState()
     if state.is_main_process:
         _clear(folder, {job.path: _key(job, config) for job in todo})
     state.wait_for_everyone()
-    for job in todo:
-        if not (folder / f"{job.path}.jsonl").exists():
-            _run(job, folder / f"{job.path}.jsonl", config)
+    for (source, tokenizer), group in itertools.groupby(todo, lambda job: (job.model, job.tokenizer)):
+        missing = [job for job in group if not (folder / f"{job.path}.jsonl").exists()]
+        if missing:
+            _sample_all(source, tokenizer, missing, folder, config)
     if not state.is_main_process:
         return
     manifest = {
         "seed": config.seed,
         "data": {"dataset": data_config.dataset, "prompts": len(prompts), "sha256": fingerprint(prompts)},
-        "settings": {"max_new_tokens": config.max_new_tokens, "temperature": 1.0, "dtype": config.dtype},
+        "settings": {
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": 1.0,
+            "replies": config.replies,
+            "colder": config.colder,
+            "dtype": config.dtype,
+        },
         "versions": versions(),
         "machine": machine(),
-        "files": {job.path: {"model": job.model, "tokenizer": job.tokenizer} for job in todo},
+        "files": {
+            job.path: {"model": job.model, "tokenizer": job.tokenizer, "temperature": job.temperature} for job in todo
+        },
     }
     write_json(folder / "manifest.json", manifest)
     print(f"Replies of {', '.join(job.path for job in todo if '/' not in job.path)} are in {folder}")
@@ -86,28 +108,29 @@ def _clear(folder: Path, keys: dict[str, str]) -> None:
     write_json(folder / "keys.json", keys)
 
 
-def jobs(config: EvalConfig, dialogues: list[str], probes: list[str]) -> list[Job]:
-    """All replies that an evaluation needs; the base model uses the reference's tokenizer."""
+def jobs(config: EvalConfig, prompts: list[dict], probes: list[dict]) -> list[Job]:
+    """All replies that an evaluation needs, model by model; the base model uses the reference's tokenizer."""
     models = config.folders
-    reference = next(iter(models.values()))
+    reference, folder = next(iter(models.items()))
     base = _base(config)
-    sources = ({"base": (base, reference)} if base else {}) | {
-        name: (folder, folder) for name, folder in models.items()
-    }
-    result = [Job(name, *source, dialogues) for name, source in sources.items()]
-    if probes:
-        result += [Job(f"probes/{name}", *source, probes) for name, source in sources.items()]
-    first = dialogues[: config.curve_prompts]
-    if first:
-        replicated = [dialogue for dialogue in first for _ in range(config.best_of)]
-        result.append(Job("best_of", reference, reference, replicated))
+    sources = ({"base": (base, folder)} if base else {}) | {name: (model, model) for name, model in models.items()}
+    first = prompts[: config.curve_prompts]
+    checkpoints = {name: sorted(Path(model).glob("checkpoint-*"), key=_step) for name, model in models.items()}
+    drawn = functools.partial(Job, replies=config.replies)
+    result = []
+    for name, source in sources.items():
+        result += [drawn(name, *source, prompts), Job(f"greedy/{name}", *source, prompts, temperature=0.0)]
+        if probes:
+            result.append(Job(f"probes/{name}", *source, probes))
+        if name == reference:
+            result += [drawn(f"colder/{name}-{t:g}", *source, prompts, t) for t in config.colder]
+            if first:
+                result.append(Job("best_of", *source, first, replies=config.best_of))
         # Start and end of the curves are drawn as the checkpoints are, so that no point has luck of its own
-        paths = {name: sorted(Path(folder).glob("checkpoint-*"), key=_step) for name, folder in models.items()}
-        for name, folder in models.items() if any(paths.values()) else ():
-            if paths[name] or folder == reference:
-                result.append(Job(f"checkpoints/{name}-final", folder, folder, first))
-            for path in paths[name]:
-                result.append(Job(f"checkpoints/{name}-{_step(path)}", str(path), folder, first))
+        if first and any(checkpoints.values()) and (name == reference or checkpoints.get(name)):
+            result.append(drawn(f"checkpoints/{name}-final", *source, first))
+            for path in checkpoints[name]:
+                result.append(drawn(f"checkpoints/{name}-{_step(path)}", str(path), models[name], first))
     return result
 
 
@@ -127,18 +150,18 @@ def sample(
     prompt_ids: list[list[int]],
     max_new_tokens: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
-    """One completion a prompt from the model's own distribution (temperature 1, nothing cut off).
+    """One completion a prompt from softmax(logits / temperature), nothing cut off; at temperature 0 the likeliest
+    token each time.
 
     Returns token ids, in the order of the prompts; eos is the last of a completion that finished.
     """
     torch.manual_seed(seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     settings = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        **(draw if temperature else {"do_sample": False}),
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
@@ -153,28 +176,20 @@ def sample(
     ]
 
 
-@torch.no_grad()
-def log_probabilities(
-    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
-) -> list[float]:
-    """log pi(completion | prompt) in nats, summed over the completion's tokens; one a prompt."""
-    ids = [torch.tensor(prompt + completion) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    start = torch.tensor([len(prompt) for prompt in prompt_ids]).unsqueeze(1)
-    end = torch.tensor([len(row) for row in ids]).unsqueeze(1)
-    ids = pad_sequence(ids, batch_first=True)
-    position = torch.arange(ids.shape[1])
-    logits = model(input_ids=ids.to(model.device), attention_mask=(position < end).to(model.device)).logits
-    logps = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None].to(model.device)).squeeze(-1).cpu()
-    of_completion = (position >= start) & (position < end)
-    return (logps * of_completion[:, 1:]).sum(1).tolist()
+def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: EvalConfig) -> None:
+    """Write the files of one model, which is loaded once for all of them."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    model = load_policy(source, tokenizer, config.dtype).to(device())
+    for job in todo:
+        _run(job, model, tokenizer, folder / f"{job.path}.jsonl", config)
+    del model
+    gc.collect()
 
 
-def _run(job: Job, path: Path, config: EvalConfig) -> None:
+def _run(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, config: EvalConfig) -> None:
     """Sample batch by batch, each process its share. Each batch has a seed of its own, so that neither a kill nor
     the number of processes changes what is drawn."""
-    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
-    model = load_policy(job.model, tokenizer, config.dtype).to(device())
-    prompts = [render_prompt(dialogue, tokenizer) for dialogue in job.dialogues]
+    prompts = [render_prompt(prompt["dialogue"], tokenizer) for prompt in job.prompts]
     prompt_ids = tokenizer(prompts)["input_ids"]
     path.parent.mkdir(parents=True, exist_ok=True)
     state = PartialState()
@@ -183,23 +198,25 @@ def _run(job: Job, path: Path, config: EvalConfig) -> None:
     mine = path.with_name(f"{path.name}.partial-{state.process_index}")
     write_jsonl(mine, read_jsonl(mine))  # without the half of a line a kill may have left
     with mine.open("a", encoding="utf-8") as file:
-        shares = batches([len(ids) for ids in prompt_ids], config.batch_size, f"{job.path}: sampling")
+        lengths = [len(ids) for ids in prompt_ids for _ in range(job.replies)]
+        shares = batches(lengths, config.batch_size, f"{job.path}: sampling")
         for number, batch in enumerate(shares):
             if done.issuperset(batch) or number % state.num_processes != state.process_index:
                 continue
-            ids = [prompt_ids[i] for i in batch]
-            completions = sample(model, tokenizer, ids, config.max_new_tokens, combined_seed(config.seed, batch[0]))
-            logps = log_probabilities(model, ids, completions)
+            ids = [prompt_ids[i // job.replies] for i in batch]
+            seed = combined_seed(config.seed, batch[0])
+            completions = sample(model, tokenizer, ids, config.max_new_tokens, seed, job.temperature)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-            for i, completion, logp, text in zip(batch, completions, logps, texts, strict=True):
+            for i, completion, text in zip(batch, completions, texts, strict=True):
+                prompt, reply = divmod(i, job.replies)
                 row = {
                     "index": i,
-                    "dialogue": job.dialogues[i],
-                    "prompt": prompts[i],
+                    "reply": reply,
+                    **job.prompts[prompt],
+                    "prompt": prompts[prompt],
                     "completion": text,
                     "completion_ids": completion,
                     "finished": completion[-1] == tokenizer.eos_token_id,
-                    "logp": logp,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -209,13 +226,12 @@ def _run(job: Job, path: Path, config: EvalConfig) -> None:
         write_jsonl(path, [rows[i] for i in sorted(rows)])
         for part in _partials(path):
             part.unlink()
-    del model
-    gc.collect()
 
 
 def _key(job: Job, config: EvalConfig) -> str:
     weights = _weights(job.model) or job.model
-    settings = (job.dialogues, weights, config.max_new_tokens, config.batch_size, config.dtype, config.seed)
+    drawn = (job.prompts, job.temperature, job.replies, config.max_new_tokens)
+    settings = (*drawn, weights, config.batch_size, config.dtype, config.seed)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
@@ -90,6 +91,14 @@ def machine() -> dict[str, Any]:
         cpu = names[0] if names else cpu
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"system": platform.system(), "cpu": cpu, "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take: of the GPU, or of the host for any other device."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for new tensors
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def peak_memory_mb() -> float:

@@ -91,7 +91,7 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", profil
     config |= {"dataset": str(world / "data"), "output_dir": str(folder / recipe)}
     if recipe == "eval":
         config |= {"output_dir": str(folder), "prompts": 8, "batch_size": 4, "max_new_tokens": 8}
-        config |= {"curve_prompts": 4, "best_of": 4, "probes": str(ROOT / config["probes"])}
+        config |= {"replies": 1, "curve_prompts": 4, "best_of": 4, "probes": str(ROOT / config["probes"])}
     else:
         config |= {"model_name_or_path": str(world / base if recipe == "sft" else folder / "sft"), "seed": 0}
         config |= {"per_device_train_batch_size": 4, "warmup_steps": 0}

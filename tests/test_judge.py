@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from eval.__main__ import main
+from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
 from tests.judge_server import (
     JudgeServer,
@@ -400,7 +401,8 @@ def test_checkpoints_against_the_reference(judge, folder, server):
 
 
 def test_gold(judge, folder, server, monkeypatch):
-    monkeypatch.setitem(sys.modules["eval.judge"].GOLD_RULES, "demo", lambda dialogue, completion: "good" in completion)
+    rule = GoldRule(lambda dialogue, completion: "good" in completion, cue="")
+    monkeypatch.setitem(GOLD_RULES, "demo", rule)
     assert judge("--judge", "gold", "--gold_rule", "demo")[0] == 0
     assert verdicts(folder) == truth() and not server.calls
     assert manifest(folder)["model"] == "demo"

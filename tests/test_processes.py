@@ -109,7 +109,7 @@ def test_an_evaluation_shared_out_is_the_same(pair, run):
     for path in (one / "scores").rglob("*.jsonl"):
         rows, others = read_jsonl(path), read_jsonl(two / "scores" / path.relative_to(one / "scores"))
         assert [row["completion"] for row in rows] == [row["completion"] for row in others]
-        for field in ("proxy", "log_ratio"):
+        for field in ("proxy", "kl"):
             values = [[row[field] or 0 for row in file] for file in (rows, others)]
             assert values[0] == pytest.approx(values[1], abs=1e-4)
 

@@ -220,7 +220,14 @@ def test_evaluation_and_report(chain, run, world):
     assert len(dialogues) == 8
     for rows in scores.values():
         assert [row["dialogue"] for row in rows] == dialogues
-    assert all(abs(row["log_ratio"]) < 1e-4 for row in scores["sft"])
+    assert all(row["kl"] == 0 for row in scores["sft"])
+    assert all(row["kl"] > 0 for name in ("base", "ppo", "grpo", "dpo") for row in scores[name])
+    described = json.loads((folder / "scores/manifest.json").read_text())["kl"]
+    assert set(described.values()) == {"exact"} and described.keys() > {*scores, "colder/sft-0.7"}
+    assert {row["kl"] for name in ("best_of", "greedy/ppo") for row in read_jsonl(folder / f"scores/{name}.jsonl")} == {
+        None
+    }
+    assert all({row["cue"], row["refused"]} <= {True, False} for rows in scores.values() for row in rows)
     assert len(read_jsonl(folder / "scores/best_of.jsonl")) == 4 * 4
 
     summary = json.loads((folder / "report/summary.json").read_text())

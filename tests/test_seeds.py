@@ -38,7 +38,7 @@ def runs(tmp_path):
                 {
                     "dialogue": f"{seed}-{i}",
                     "proxy": float(i),
-                    "log_ratio": 0.0,
+                    "kl": 0.0,
                     "gold": float(i < round(10 * gold[seed])),
                 }
                 for i in range(10)
