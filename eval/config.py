@@ -63,6 +63,13 @@ class EvalConfig:
     probes: str | None = field(
         default=None, metadata={"help": "YAML of prompts that probe for failure modes. None by default."}
     )
+    smallest_difference: float = field(
+        default=0.05,
+        metadata={
+            "help": "The smallest difference that matters, in units of what is compared (win rate, gold reward, or sd "
+            "of the proxy reward): two policies shown to be within it are called equivalent."
+        },
+    )
     error_samples: int = field(
         default=50, metadata={"help": "Wrong pairs of the reward model to read in its error analysis."}
     )
@@ -71,6 +78,8 @@ class EvalConfig:
         for name, least in {"prompts": 2, "replies": 1, "best_of": 1, "max_new_tokens": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}")
+        if self.smallest_difference <= 0:
+            raise UserError("smallest_difference must be above 0")
         self.colder = list(dict.fromkeys(self.colder or ()))
         if not all(0 < temperature < 1 for temperature in self.colder):
             raise UserError("each temperature of colder must be above 0 and below 1; the others are sampled anyway")
@@ -102,6 +111,13 @@ class JudgeConfig:
         default=None, metadata={"help": "Pairs to judge, as ppo:sft. All pairs of policies by default."}
     )
     judge_prompts: int = field(default=100, metadata={"help": "Prompts a pair; each is judged in both orders."})
+    judge_replies: int = field(
+        default=1, metadata={"help": "Replies to each prompt that are judged, at most `replies`."}
+    )
+    judge_greedy: bool = field(
+        default=False,
+        metadata={"help": "Also judge the greedy replies, to see whether the order changes with the temperature."},
+    )
     judge_checkpoints: bool = field(
         default=False,
         metadata={"help": "Also judge every checkpoint against the reference, for the over-optimisation curves."},
@@ -124,7 +140,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if self.judge not in ("openai", "gold", "none"):
             raise UserError(f"unknown judge {self.judge}; choose openai, gold or none")
-        for name in ("judge_prompts", "concurrency"):
+        for name in ("judge_prompts", "judge_replies", "concurrency"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")
         if self.base_url and not self.base_url.startswith(("http://", "https://")):

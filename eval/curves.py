@@ -3,13 +3,13 @@
 The true preference is the gold rule where the profile has one, else the judge's score against the reference.
 """
 
-import itertools
-
 import numpy as np
 
 from eval import stats
+from eval.comparisons import REACH, per_prompt, per_reply
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TRUTHS = {"gold": "gold reward", "judge": "win rate"}
 
 
 def optimisation(
@@ -19,122 +19,133 @@ def optimisation(
     verdicts: dict[tuple[str, str], dict[int, float]],
     seed: int,
 ) -> dict:
-    """Points of all curves, and where a proxy that rose is shown to have lost true preference.
+    """Points of all curves, and where the true preference is shown to have fallen to the end of its curve.
 
     Args:
         scores: rows of each policy, the reference first.
         checkpoints: rows of each policy's checkpoints by step, and of its end ("final"); they may answer only the
-            first prompts.
-        best: rows of `best_of.jsonl`, all replies to one prompt in a row.
+            first prompts, to which all points are cut.
+        best: rows of `best_of.jsonl`.
         verdicts: the judge's score of (a, b) by prompt; a checkpoint's name is that of its file.
     """
     reference, *others = scores
     truth = "gold" if scores[reference][0]["gold"] is not None else "judge"
-    size = len(scores[reference])
-    replies = len(best) // len({row["dialogue"] for row in best}) if best else 0
-    lengths = [len(rows) for steps in checkpoints.values() for rows in steps.values()]
-    prompts = min([*lengths, len(best) // replies if replies else size])
+    files = [*scores.values(), *(rows for steps in checkpoints.values() for rows in steps.values()), best]
+    prompts = min(len(per_reply(rows, "proxy")) for rows in files if rows)
 
     curves = {}
     for name in others:
         known = checkpoints.get(name, {})
-        steps = sorted(known.keys() - {"final"}, key=int)
         start = checkpoints.get(reference, {}).get("final", scores[reference])
         path = [("start", reference, start)]
-        path += [(f"step {step}", f"checkpoints/{name}-{step}", known[step]) for step in steps]
+        path += [(f"step {step}", f"checkpoints/{name}-{step}", known[step]) for step in _steps(known)]
         path += [("final", name, known.get("final", scores[name]))]
-        points = [
+        curves[name] = [
             {
                 "label": label,
-                "sqrt_kl": _sqrt_kl(rows[:prompts]),
-                "proxy": _padded([row["proxy"] for row in rows], size),
-                truth: _padded([row["gold"] for row in rows], size)
+                "kl": None if rows[0]["kl"] is None else per_prompt(rows, "kl")[:prompts],
+                "proxy": per_prompt(rows, "proxy")[:prompts],
+                truth: per_prompt(rows, "gold")[:prompts]
                 if truth == "gold"
-                else _judged(key, reference, verdicts, size),
+                else _judged(key, reference, verdicts, prompts),
             }
             for label, key, rows in path
         ]
-        curves[name] = points
     if best:
-        table = {m: np.array([row[m] for row in best], dtype=float).reshape(-1, replies) for m in ("proxy", "gold")}
-        ns = [n for n in BEST_OF if n <= replies]
-        weights = {n: stats.best_of(table["proxy"], n) for n in ns}
         curves["best_of_n"] = [
-            {
-                "label": f"n = {n}",
-                "sqrt_kl": float(np.sqrt(np.log(n) - (n - 1) / n)),
-                "proxy": (weights[n] * table["proxy"]).sum(1),
-                truth: (weights[n] * table["gold"]).sum(1),  # not a number without a gold rule
-            }
-            for n in ns
+            {"label": f"n = {n}", "n": n, "kl": None} | {m: best_of(best, m, n)[:prompts] for m in ("proxy", "gold")}
+            for n in BEST_OF
+            if n <= per_reply(best, "proxy").shape[1]
         ]
+        for point in curves["best_of_n"]:
+            point.setdefault(truth, point["gold"])  # not a number without a gold rule, as nobody judges these
     contrasts = _contrasts(curves, truth, seed)
     return {
         "prompts": prompts,
         "truth": truth,
         "tested": bool(contrasts),
-        "has_path": bool(lengths or best),
+        "has_path": bool(checkpoints or best),
         "curves": {
             name: [
                 {
                     "label": point["label"],
-                    "sqrt_kl": point["sqrt_kl"],
-                    **{m: _estimate(point[m][:prompts], seed) for m in ("proxy", truth)},
+                    "sqrt_kl": _sqrt_kl(point, seed),
+                    "proxy": stats.as_dict(stats.mean(point["proxy"], seed)),
+                    truth: _share(point[truth]),
                 }
                 for point in points
             ]
             for name, points in curves.items()
         },
-        "overoptimised": [c for c in contrasts if c["p_holm"] < 0.05 and c["true"] < 0],
+        "falls": [c for c in contrasts if c["ci"][1] < 0],
     }
 
 
+def best_of(rows: list[dict], column: str, n: int) -> np.ndarray:
+    """Expected value of a column for the best of n of the replies by the proxy reward, shape (prompts,)."""
+    return (stats.best_of_n_weights(per_reply(rows, "proxy"), n) * per_reply(rows, column)).sum(1)
+
+
+def best_of_kl(n: int) -> float:
+    """The KL of best-of-n from what it draws from, in nats: at most this (Beirami et al. 2024, arXiv 2401.01879)."""
+    return float(np.log(n) - (n - 1) / n)
+
+
 def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dict]:
-    """Each point of a curve against its end, in proxy and truth, paired by prompt.
+    """Each point of a curve against its end, in proxy and truth, paired by prompt: two families of differences."""
+    pairs = [
+        (name, point, points[-1])
+        for name, points in curves.items()
+        for point in points[:-1]
+        if not np.isnan(point[truth] + points[-1][truth]).all()
+    ]
+    if not pairs:
+        return []
+    proxy, true = (
+        stats.family(np.array([end[m] - point[m] for _, point, end in pairs]).T, seed=seed, **REACH[measure])
+        for m, measure in (("proxy", "proxy reward"), (truth, TRUTHS[truth]))
+    )
+    return [
+        {
+            "curve": name,
+            "from": point["label"],
+            "to": end["label"],
+            "proxy": rise.mean,
+            "rose": rise.lower > 0,
+            "true": fall.mean,
+            "ci": [fall.lower, fall.upper],
+            "p": fall.p,
+        }
+        for (name, point, end), rise, fall in zip(pairs, proxy, true, strict=True)
+    ]
 
-    Both must be shown, the proxy's rise by its interval, the truth's fall by a sign-flip test that is Holm-corrected
-    over all contrasts of the report.
-    """
-    contrasts = []
-    for name, points in curves.items():
-        for point, end in ((point, points[-1]) for point in points[:-1]):
-            both = ~np.isnan(point["proxy"] + end["proxy"] + point[truth] + end[truth])
-            if both.sum() < 2:
-                continue
-            proxy, true = ((end[m] - point[m])[both] for m in ("proxy", truth))
-            rose = stats.mean(proxy, seed).lower > 0
-            contrasts.append(
-                {
-                    "curve": name,
-                    "from": point["label"],
-                    "to": end["label"],
-                    "proxy": float(proxy.mean()),
-                    "true": float(true.mean()),
-                    "p": stats.sign_flip(true, seed) if rose else 1.0,
-                }
-            )
-    corrected = stats.holm([c["p"] for c in contrasts]) if contrasts else []
-    return [c | {"p_holm": p} for c, p in zip(contrasts, corrected, strict=True)]
+
+def _steps(known: dict[str, list[dict]]) -> list[str]:
+    return sorted(known.keys() - {"final"}, key=int)
 
 
-def _judged(key: str, reference: str, verdicts: dict[tuple[str, str], dict[int, float]], size: int) -> np.ndarray:
-    """The judge's score against the reference by prompt, shape (size,), nan where there is none."""
+def _judged(key: str, reference: str, verdicts: dict[tuple[str, str], dict[int, float]], prompts: int) -> np.ndarray:
+    """The judge's score against the reference by prompt, shape (prompts,), nan where there is none."""
     if key == reference:
-        return np.full(size, 0.5 if verdicts else np.nan)
+        return np.full(prompts, 0.5 if verdicts else np.nan)
     scores = verdicts.get((key, reference), {})
-    return np.array([scores.get(i, np.nan) for i in range(size)])
+    return np.array([scores.get(i, np.nan) for i in range(prompts)])
 
 
-def _padded(values: list[float], size: int) -> np.ndarray:
-    return np.array([*values, *itertools.repeat(np.nan, size - len(values))], dtype=float)
-
-
-def _sqrt_kl(rows: list[dict]) -> float | None:
-    if rows[0]["log_ratio"] is None:
+def _sqrt_kl(point: dict, seed: int) -> dict | None:
+    """The root of the KL with the roots of its interval's ends; best-of-n's is a bound and has none."""
+    if "n" in point:
+        return {"mean": best_of_kl(point["n"]) ** 0.5, "ci": None}
+    if point["kl"] is None:
         return None
-    return float(np.sqrt(max(np.mean([row["log_ratio"] for row in rows]), 0)))
+    kl = stats.as_dict(stats.mean(point["kl"], seed))
+    ends = [kl["mean"], *(kl["ci"] or ())]
+    if min(ends) < 0:  # of sampled log-ratios: no estimate of a KL
+        return None
+    mean, *ci = np.sqrt(ends).tolist()
+    return {"mean": mean, "ci": ci or None}
 
 
-def _estimate(values: np.ndarray, seed: int) -> dict | None:
+def _share(values: np.ndarray) -> dict | None:
     values = values[~np.isnan(values)]
-    return stats.as_dict(stats.mean(values, seed)) if len(values) > 1 else None
+    return stats.as_dict(stats.share(values)) if len(values) else None

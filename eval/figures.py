@@ -101,7 +101,7 @@ def optimisation(curves: dict[str, list[dict]], truth: str, stem: Path) -> None:
         for name, points in curves.items():
             known = [point for point in points if point[measure] and point["sqrt_kl"] is not None]
             if known:
-                x, y = [point["sqrt_kl"] for point in known], [point[measure] for point in known]
+                x, y = [point["sqrt_kl"]["mean"] for point in known], [point[measure] for point in known]
                 line = "--" if name == "best_of_n" else "-"
                 means = [e["mean"] for e in y]
                 axis.errorbar(x, means, yerr=_bars(y), fmt=f"o{line}", capsize=2, label=name, markersize=3)

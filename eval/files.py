@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from eval.sentences import p_value
+
 
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a JSONL file; a last line that a killed process left half-written is not one."""
@@ -52,13 +54,13 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}"}
+    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}", "p_value": p_value}
     return environment.get_template(template).render(values)
 
 
 def _interval(estimate: dict | None, digits: int = 2) -> str:
     if estimate is None:
         return "none"
-    value = estimate.get("mean", estimate.get("diff"))
-    lower, upper = estimate["ci"]
-    return f"{value:z.{digits}f} [{lower:z.{digits}f}, {upper:z.{digits}f}]"
+    if estimate["ci"] is None:
+        return f"{estimate['mean']:z.{digits}f}"
+    return f"{estimate['mean']:z.{digits}f} [{estimate['ci'][0]:z.{digits}f}, {estimate['ci'][1]:z.{digits}f}]"

@@ -23,7 +23,7 @@ from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
 from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
-from eval.files import write_json, write_jsonl
+from eval.files import read_jsonl, write_json, write_jsonl
 from eval.server import VERDICTS, BudgetSpent, Server, parameters, usd
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
@@ -38,6 +38,7 @@ class Request(NamedTuple):
     a: str
     b: str
     prompt: int
+    reply: int
     order: str
     text: str
 
@@ -53,7 +54,9 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
         reference, *others = config.folders
         names = [path.stem.rpartition("-") for path in sorted((samples_folder / "checkpoints").glob("*.jsonl"))]
         pairs += [(f"checkpoints/{n}-{step}", reference) for n, _, step in names if n in others and step != "final"]
-    samples = read_samples(samples_folder, pairs, judge.judge_prompts)
+    if judge.judge_greedy:
+        pairs += [(f"greedy/{a}", f"greedy/{b}") for a, b in pairs if "/" not in a]
+    samples = read_samples(samples_folder, pairs, judge.judge_prompts, judge.judge_replies)
     requests = make_requests(samples, pairs, template, judge)
     records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
     missing = {request.key: request for request in requests if not records[request.key].get("verdict")}
@@ -72,9 +75,11 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     manifest = {
         "judge": judge.judge,
         "pairs": [f"{a}:{b}" for a, b in pairs],
-        "prompts": max(map(len, samples.values())),
+        "prompts": 1 + max(request.prompt for request in requests),
+        "replies": 1 + max(request.reply for request in requests),
         "seed": config.seed,
     }
+    before = tally(requests, transcript.records)
     if judge.judge == "gold":
         manifest["model"] = config.gold_rule
     else:
@@ -92,7 +97,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
             "requests": {"sent": server.http.sent, "cached": cached},
             "tokens": dict(server.tokens),
         }
-    publish(folder, requests, records, manifest)
+    publish(folder, requests, before, tally(requests, records), manifest)
 
 
 def read_template(path: str | None) -> str:
@@ -141,8 +146,11 @@ def read_key() -> str:
     return key
 
 
-def read_samples(folder: Path, pairs: list[tuple[str, str]], prompts: int) -> dict[str, list[dict]]:
-    """The first `prompts` rows of each policy in `pairs`, or as many as there are; checkpoints may have fewer.
+def read_samples(
+    folder: Path, pairs: list[tuple[str, str]], prompts: int, replies: int
+) -> dict[str, dict[tuple[int, int], dict]]:
+    """The first `replies` rows to each of the first `prompts` prompts, by prompt and reply, of each policy in `pairs`,
+    or as many as there are: checkpoints may answer fewer prompts.
 
     Raises:
         UserError: a file is missing, or they are not of the same prompts.
@@ -152,33 +160,38 @@ def read_samples(folder: Path, pairs: list[tuple[str, str]], prompts: int) -> di
         path = folder / f"{name}.jsonl"
         if not path.exists():
             raise UserError(f"{path} is missing; run 'make samples' first")
-        with path.open(encoding="utf-8") as lines:
-            samples[name] = [json.loads(line) for line in itertools.islice(lines, prompts)]
-    dialogues = [row["dialogue"] for row in max(samples.values(), key=len)]
-    if any([row["dialogue"] for row in rows] != dialogues[: len(rows)] for rows in samples.values()):
+        samples[name], prompt = {}, -1
+        for row in read_jsonl(path):
+            prompt += row["reply"] == 0
+            if prompt < prompts and row["reply"] < replies:
+                samples[name][prompt, row["reply"]] = row
+    dialogues = {prompt: row["dialogue"] for rows in samples.values() for (prompt, _), row in rows.items()}
+    if any(row["dialogue"] != dialogues[prompt] for rows in samples.values() for (prompt, _), row in rows.items()):
         raise UserError(f"the files in {folder} are not of the same prompts; run 'make samples' again")
     return samples
 
 
 def make_requests(
-    samples: dict[str, list[dict]], pairs: list[tuple[str, str]], template: str, judge: JudgeConfig
+    samples: dict[str, dict[tuple[int, int], dict]], pairs: list[tuple[str, str]], template: str, judge: JudgeConfig
 ) -> list[Request]:
     """Both orders of every pair on every prompt; prompt by prompt, so that a budget cuts all pairs alike."""
     render = Environment().from_string(template).render
     settings = [judge.base_url, judge.judge_model, judge.judge_temperature, judge.judge_max_tokens]
     requests = []
-    longest = max(map(len, samples.values()))
-    for prompt, (a, b), order in itertools.product(range(longest), pairs, ("ab", "ba")):
-        if prompt >= min(len(samples[a]), len(samples[b])):
+    every = sorted({place for rows in samples.values() for place in rows})
+    for place, (a, b), order in itertools.product(every, pairs, ("ab", "ba")):
+        if not (place in samples[a] and place in samples[b]):
             continue
-        first, second = (samples[name][prompt] for name in ((a, b) if order == "ab" else (b, a)))
+        first, second = (samples[name][place] for name in ((a, b) if order == "ab" else (b, a)))
         text = render(dialogue=first["dialogue"], first=first["completion"], second=second["completion"])
         key = hashlib.sha256(json.dumps([*settings, text]).encode()).hexdigest()
-        requests.append(Request(key, a, b, prompt, order, text))
+        requests.append(Request(key, a, b, *place, order, text))
     return requests
 
 
-def gold_records(rule: str | None, samples: dict[str, list[dict]], requests: list[Request]) -> dict[str, dict]:
+def gold_records(
+    rule: str | None, samples: dict[str, dict[tuple[int, int], dict]], requests: list[Request]
+) -> dict[str, dict]:
     """What the true rule says to each request: the reply that it rewards more wins.
 
     Raises:
@@ -187,12 +200,12 @@ def gold_records(rule: str | None, samples: dict[str, list[dict]], requests: lis
     if rule is None:
         raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
     rewards = {
-        name: [GOLD_RULES[rule].reward(row["dialogue"], row["completion"]) for row in rows]
+        name: {place: GOLD_RULES[rule].reward(row["dialogue"], row["completion"]) for place, row in rows.items()}
         for name, rows in samples.items()
     }
     records = {}
     for request in requests:
-        a, b = rewards[request.a][request.prompt], rewards[request.b][request.prompt]
+        a, b = (rewards[name][request.prompt, request.reply] for name in (request.a, request.b))
         better = "first" if (a > b) == (request.order == "ab") else "second"
         records[request.key] = {"verdict": "tie" if a == b else better}
     return records
@@ -248,7 +261,9 @@ async def ask_all(server: Server, requests: Collection[Request], transcript: Tra
                 outcome = await server.ask(request.text)
             except BudgetSpent:
                 return
-            transcript.append({name: getattr(request, name) for name in ("key", "a", "b", "prompt", "order")} | outcome)
+            transcript.append(
+                {name: getattr(request, name) for name in ("key", "a", "b", "prompt", "reply", "order")} | outcome
+            )
             progress.update()
 
     async def crew() -> None:
@@ -265,32 +280,70 @@ async def ask_all(server: Server, requests: Collection[Request], transcript: Tra
         raise group.exceptions[0] from None
 
 
-def publish(folder: Path, requests: list[Request], records: dict[str, dict], manifest: dict) -> None:
-    """Write `verdicts.jsonl` and `manifest.json`, and print how many requests came to a verdict."""
+class Tally(NamedTuple):
+    """What requests came to: `rows` of `verdicts.jsonl`, requests with a verdict, failures by pair and kind; and of
+    each pair the places (prompt and reply) asked for, judged in both orders, and failed in one or both."""
+
+    rows: list[dict]
+    verdicts: int
+    failures: dict[str, Counter]
+    planned: dict[str, set[tuple[int, int]]]
+    judged: dict[str, set[tuple[int, int]]]
+    failed: dict[str, set[tuple[int, int]]]
+
+
+def tally(requests: list[Request], records: dict[str, dict]) -> Tally:
+    """Count what is known of each request."""
     orders: dict[tuple, dict[str, str]] = {}
-    failures: dict[str, Counter] = {}
+    failures: dict[str, Counter] = defaultdict(Counter)
+    planned, judged, failed = defaultdict(set), defaultdict(set), defaultdict(set)
     for request in requests:
-        record = records[request.key]
+        pair, place, record = f"{request.a}:{request.b}", (request.prompt, request.reply), records[request.key]
+        planned[pair].add(place)
         if verdict := record.get("verdict"):
             winner = "tie" if verdict == "tie" else request.order[VERDICTS.index(verdict)]
-            orders.setdefault((request.a, request.b, request.prompt), {})[request.order] = winner
+            orders.setdefault((request.a, request.b, *place), {})[request.order] = winner
         elif record:
-            failures.setdefault(f"{request.a}:{request.b}", Counter())[record["failure"]] += 1
+            failures[pair][record["failure"]] += 1
+            failed[pair].add(place)
     rows = [
-        {"a": a, "b": b, "prompt": prompt, "orders": [won["ab"], won["ba"]]}
+        {"a": a, "b": b, "prompt": prompt, "reply": reply, "orders": [won["ab"], won["ba"]]}
         | {"score": (POINTS[won["ab"]] + POINTS[won["ba"]]) / 2}
-        for (a, b, prompt), won in orders.items()
+        for (a, b, prompt, reply), won in orders.items()
         if len(won) == 2
     ]
-    judged = sum(map(len, orders.values()))
-    failed = sum(failures.values(), Counter())
-    pending = len(requests) - judged - failed.total()
-    write_jsonl(folder / "verdicts.jsonl", rows)
-    manifest |= {"failures": failures, "pending": pending, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    for row in rows:
+        judged[f"{row['a']}:{row['b']}"].add((row["prompt"], row["reply"]))
+    return Tally(rows, sum(map(len, orders.values())), failures, planned, judged, failed)
+
+
+def publish(folder: Path, requests: list[Request], before: Tally, after: Tally, manifest: dict) -> None:
+    """Write `verdicts.jsonl` and `manifest.json`, and print how many requests came to a verdict.
+
+    `looks` in the manifest tells when more was asked although some verdicts of a pair had been published.
+    """
+    published = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
+    more = (
+        [p for p in after.planned if 0 < len(before.judged[p]) < len(after.judged[p])] if "looks" in published else []
+    )
+    looks = published.get("looks", []) if any(before.judged.values()) else []
+    if more:
+        seen, planned = (sum(len(of[pair]) for pair in more) for of in (before.judged, after.planned))
+        looks = [*looks, {"seen": seen, "planned": planned}]
+    failed = sum(after.failures.values(), Counter())
+    pending = len(requests) - after.verdicts - failed.total()
+    write_jsonl(folder / "verdicts.jsonl", after.rows)
+    manifest |= {
+        "failures": after.failures,
+        "failed": {pair: sorted(places) for pair, places in after.failed.items()},
+        "pending": pending,
+        "looks": looks,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     write_json(folder / "manifest.json", manifest)
 
     kinds = ", ".join(f"{kind} {count}" for kind, count in failed.most_common())
-    line = f"judge: {judged} of {len(requests)} requests have a verdict"
+    line = f"judge: {after.verdicts} of {len(requests)} requests have a verdict"
     line += f", {failed.total()} failed ({kinds})" if failed else ""
     line += f", {pending} are left (run again to go on)" if pending else ""
     print(f"{line}; verdicts are in {folder / 'verdicts.jsonl'}")

@@ -16,6 +16,7 @@ from statsmodels.discrete.discrete_model import Logit
 from eval import stats
 
 BINS = 10
+EDGES = np.linspace(0.5, 1, BINS + 1)
 
 
 class _Metric(evaluate.Metric):
@@ -29,7 +30,8 @@ class PairwiseAccuracy(_Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Accuracy (a tie is one half) with Wilson's 95% interval, log-loss and ECE of a reward model.",
+            description="Accuracy (a tie is one half) with Wilson's 95% interval, log-loss and ECE of a reward model, "
+            "and the ECE that a perfectly calibrated one would show.",
             citation="",
             inputs_description="scores_chosen, scores_rejected: raw scores, whose difference is the log odds.",
             features=Features({"scores_chosen": Value("float64"), "scores_rejected": Value("float64")}),
@@ -41,22 +43,24 @@ class PairwiseAccuracy(_Metric):
             **accuracy(margins),
             "log_loss": float(log_losses(margins).mean()),
             "ece": expected_calibration_error(reliability(margins)),
+            "ece_calibrated": calibrated_error(margins),
         }
 
 
 class WinRate(_Metric):
-    """Mean score of one policy against another: win_rate, ci and n."""
+    """Mean score of one policy against another: win_rate, ci and n. Reports of several pairs have wider intervals,
+    which hold for all of them together (`eval.comparisons`)."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Win rate with its 95% interval; the unit is the prompt.",
             citation="",
-            inputs_description="score: of each prompt, the mean of its verdicts (0, 1/2 or 1). seed: of the bootstrap.",
+            inputs_description="score: of each prompt, the mean of its verdicts (0, 1/2 or 1).",
             features=Features({"score": Value("float64")}),
         )
 
-    def _compute(self, score: list[float], seed: int = 0) -> dict:
-        estimate = stats.win_rate(np.array(score), seed)
+    def _compute(self, score: list[float]) -> dict:
+        estimate = stats.share(np.array(score))
         return {"win_rate": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(score)}
 
 
@@ -76,13 +80,11 @@ def reliability(margins: np.ndarray) -> list[dict]:
 
     A pair has no positive class, so the confidence is that in the reply the model prefers: sigmoid(|margin|).
     """
-    confidence = expit(np.abs(margins))
-    edges = np.linspace(0.5, 1, BINS + 1)
-    index = np.digitize(confidence, edges[1:-1])
+    confidence, index = _bins(margins)
     return [
         {
-            "lower": float(edges[i]),
-            "upper": float(edges[i + 1]),
+            "lower": float(EDGES[i]),
+            "upper": float(EDGES[i + 1]),
             "confidence": float(confidence[index == i].mean()),
             **accuracy(margins[index == i]),
         }
@@ -94,6 +96,22 @@ def expected_calibration_error(bins: list[dict]) -> float:
     """Mean distance of accuracy and confidence weighted by the pairs in a bin (Guo et al. 2017, arXiv 1706.04599)."""
     distances = [abs(b["accuracy"] - b["confidence"]) for b in bins]
     return float(np.average(distances, weights=[b["n"] for b in bins]))
+
+
+def calibrated_error(margins: np.ndarray, samples: int = 999) -> dict:
+    """The ECE of a model that is right as often as it says, on pairs with these confidences: the `mean` over simulated
+    samples, and `upper`, which 95% of them stay below. Few pairs give an ECE above 0 by chance alone."""
+    confidence, index = _bins(margins)
+    members = np.eye(BINS)[index] / len(margins)  # (pairs, bins)
+    right = np.random.default_rng(0).random((samples, len(margins))) < confidence
+    errors = np.abs((right - confidence) @ members).sum(axis=1)
+    return {"mean": float(errors.mean()), "upper": float(np.quantile(errors, 0.95))}
+
+
+def _bins(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair's confidence and the number of its bin, shape (n,)."""
+    confidence = expit(np.abs(margins))
+    return confidence, np.digitize(confidence, EDGES[1:-1])
 
 
 def temperature(margins: np.ndarray) -> dict | None:

@@ -11,11 +11,15 @@ import base64
 import shutil
 from pathlib import Path
 
-from eval import figures
+from eval import figures, sentences
+from eval.comparisons import per_prompt
 from eval.config import EvalConfig, JudgeConfig
 from eval.files import read_jsonl, render, replaced, write_json
-from eval.summary import claims, column, headline, summarise
+from eval.page import body
+from eval.summary import summarise
 from rlhf_trl.config import DataConfig
+
+TRUTHS = {"gold": "gold reward", "judge": "judge's score"}
 
 
 def main(_: DataConfig, config: EvalConfig, __: JudgeConfig) -> None:
@@ -31,40 +35,42 @@ def write_report(config: EvalConfig) -> Path:
     root = Path(config.output_dir)
     summary = summarise(root, config)
     report = root / "report"
-    unbeaten, sentences = claims(summary["comparisons"])
     with replaced(report) as staging:
         write_json(staging / "summary.json", summary)
         captions = draw(summary, root, config, staging)
+        pairs, truth = summary["comparisons"], summary["optimisation"]["truth"]
         context = {
             "summary": summary,
-            "headline": headline(summary["comparisons"], unbeaten),
-            "sentences": sentences,
+            "headline": sentences.headline(pairs),
+            "no_verdict": sentences.NO_VERDICT,
+            "sentences": sentences.claims(pairs, summary["smallest_difference"]),
+            "changes": sentences.changes(summary["signs"]["changes"]),
+            "falls": sentences.falls(summary["optimisation"]["falls"], TRUTHS[truth]),
+            "cautions": sentences.cautions(summary["judge"] or {}),
             "missing": summary["missing"],
             "figures": captions,
-            "images": {stem: _data_uri(staging / f"{stem}.svg") for stem in captions},
-            "prompts": side_by_side(root, list(summary["policies"])),
+            "gold": summary["policies"][summary["reference"]]["gold_reward"] is not None,
+            "cue": summary["policies"][summary["reference"]]["cue"] is not None,
         }
-        for page in ("ANALYSIS.md", "report.html"):
-            (staging / page).write_text(render(page, **context), encoding="utf-8")
+        text = render("ANALYSIS.md", **context)
+        (staging / "ANALYSIS.md").write_text(text, encoding="utf-8")
+        images = {f"{path.stem}.png": _data_uri(path) for path in staging.glob("*.svg")}
+        prompts = side_by_side(root, list(summary["policies"]))
+        page = render("report.html", **context, body=body(text, images), prompts=prompts)
+        (staging / "report.html").write_text(page, encoding="utf-8")
     return report
 
 
 def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[str, str]:
-    """Draw all figures for which there are numbers; returns their captions by file name."""
-    proxies = {name: column(read_jsonl(root / "scores" / f"{name}.jsonl"), "proxy") for name in summary["policies"]}
+    """Draw all figures for which there are numbers; returns the captions of those copied from other steps, by name."""
+    scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in summary["policies"]}
     figures.comparisons(summary["comparisons"], folder / "comparisons")
     figures.reward_kl(summary["policies"], folder / "reward_kl")
+    proxies = {name: per_prompt(rows, "proxy") for name, rows in scores.items()}
     figures.histograms({"proxy reward (sd)": proxies}, folder / "rewards")
-    captions = {
-        "comparisons": "Every pair with its 95% interval; filled where the corrected test shows a difference",
-        "reward_kl": f"Reward against sequence KL from {summary['reference']}, with 95% intervals",
-        "rewards": "Distribution of the proxy reward",
-    }
     if summary["judge"]:
         figures.win_rates(summary["judge"]["pairs"], folder / "win_rates")
-        captions["win_rates"] = "Win rate of the row against the column, both orders judged"
     figures.optimisation(summary["optimisation"]["curves"], summary["optimisation"]["truth"], folder / "optimisation")
-    captions["optimisation"] = "Reward along training and along best-of-n, against the root of the KL"
     card = root / "reward-model"
     copies = {}
     if summary["reward_model"]:
@@ -72,6 +78,7 @@ def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[st
         copies["reliability"] = (card / "reliability", "How often the reward model is right, by how sure it is")
     for name, run in ({"reward": config.reward_model_folder} | config.folders).items():
         copies[f"{name}_curves"] = (Path(run) / "curves", f"Training curves of {name}")
+    captions = {}
     for stem, (source, caption) in copies.items():
         if source.with_suffix(".svg").exists():
             for suffix in (".png", ".svg"):
@@ -81,11 +88,12 @@ def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[st
 
 
 def side_by_side(root: Path, names: list[str]) -> list[dict]:
-    """For each prompt the replies of all policies, with their scores and the judge's verdicts."""
-    rows = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in names}
+    """For each prompt the first reply of every policy, with its scores and the judge's verdicts on it."""
+    rows = {name: [row for row in read_jsonl(root / "scores" / f"{name}.jsonl") if row["reply"] == 0] for name in names}
     verdicts: dict[int, dict[str, float]] = {}
     for verdict in read_jsonl(root / "judge" / "verdicts.jsonl"):
-        verdicts.setdefault(verdict["prompt"], {})[f"{verdict['a']}:{verdict['b']}"] = verdict["score"]
+        if verdict["reply"] == 0 and verdict["a"] in rows:
+            verdicts.setdefault(verdict["prompt"], {})[f"{verdict['a']}:{verdict['b']}"] = verdict["score"]
     shown = ("completion", "finished", "proxy", "gold")
     return [
         {

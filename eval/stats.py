@@ -38,7 +38,7 @@ class Difference(NamedTuple):
         return self.lower > 0 or self.upper < 0
 
     def within(self, margin: float) -> bool:
-        """Whether the difference is shown to be smaller than a margin (two one-sided tests, as strict as the family)."""
+        """Whether the difference is shown to be smaller than a margin: two one-sided tests, as strict as the family."""
         return -margin < self.lower and self.upper < margin
 
 
@@ -81,7 +81,7 @@ def mean(values: np.ndarray, seed: int) -> Estimate:
     return Estimate(float(values.mean()), float(interval.low), float(interval.high))
 
 
-def family(differences: np.ndarray, reach: float, seed: int) -> list[Difference]:
+def family(differences: np.ndarray, reach: float, seed: int, bounded: bool = True) -> list[Difference]:
     """Mean differences with simultaneous 95% intervals, corrected p-values and what could have been shown, all of one
     family: an interval excludes 0 exactly where the corrected test is below 5%.
 
@@ -93,7 +93,7 @@ def family(differences: np.ndarray, reach: float, seed: int) -> list[Difference]
 
     Args:
         differences: shape (prompts, columns); nan where a prompt has no value.
-        reach: the greatest size that a prompt's difference can have, or usually has.
+        reach: the greatest size that a prompt's difference can have or, where it is not `bounded`, usually has.
         seed: of the flips.
     """
     values = np.vstack([differences, np.full(differences.shape[1], reach), np.full(differences.shape[1], -reach)])
@@ -108,7 +108,7 @@ def family(differences: np.ndarray, reach: float, seed: int) -> list[Difference]
     with np.errstate(divide="ignore"):  # all flips of one prompt can be equal
         largest = np.abs(flipped / errors).max(axis=1) * (1 + 1e-9)  # rounding must not part what is equal
     beaten = np.sort(largest)[-int(np.ceil(LEVEL * (RESAMPLES + 1))) + 1]  # by what has a p-value below the level
-    critical = max(beaten, norm.isf(LEVEL / 2))
+    critical, bound = max(beaten, norm.isf(LEVEL / 2)), reach if bounded else np.inf
 
     result = []
     for centre, error, prompts in zip(*centres_and_errors(values.sum(0)), n - 2, strict=True):
@@ -116,8 +116,8 @@ def family(differences: np.ndarray, reach: float, seed: int) -> list[Difference]
         p = max((1 + (largest >= t).sum()) / (RESAMPLES + 1), 2 * norm.sf(t))
         difference = Difference(
             mean=centre * (prompts + 2) / prompts if prompts else 0.0,
-            lower=max(centre - reached, -reach),
-            upper=min(centre + reached, reach),
+            lower=max(centre - reached, -bound),
+            upper=min(centre + reached, bound),
             p=p,
             detectable=(critical + norm.ppf(POWER)) * error if np.isfinite(critical) else None,
             tipping=None,

@@ -1,7 +1,6 @@
 """The numbers of a report, from the files that the other commands left; what is not there is None.
 
-Everything is computed per prompt: differences are paired, and one family of tests, Holm-corrected, decides
-which claims the report may make.
+The unit is the prompt: replies to one prompt are averaged first, and differences are paired by prompt.
 """
 
 import itertools
@@ -10,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import stats
+from eval import conditions, stats
+from eval.comparisons import MEASURES, REACH, compare, judged, per_prompt, per_reply, position_bias, signs
 from eval.config import EvalConfig
-from eval.curves import optimisation
+from eval.curves import best_of, best_of_kl, optimisation
 from eval.files import read_jsonl
 from rlhf_trl.errors import UserError
 
+BEST_OF = (4, 16, 64)  # rows of the table
+
 
 def summarise(root: Path, config: EvalConfig) -> dict:
-    """The content of `summary.json`. Estimates are dicts of `mean` and `ci`, differences of `diff` and `ci`.
+    """The content of `summary.json`. Estimates are dicts of `mean` and `ci`.
 
     Raises:
         UserError: nothing was scored yet, with other models, or there is nothing to compare.
@@ -26,27 +28,42 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     names = list(config.folders)
     if len(names) < 2:
         raise UserError("a report compares two policies or more; name them in policies")
-    scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in (*names, "base")}
-    for name in names:
-        if not scores[name]:
+    policies = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in names}
+    for name, rows in policies.items():
+        if not rows:
             raise UserError(f"{root / 'scores' / name}.jsonl is missing; run 'make score' first")
     samples, scored = (_read(root / stage / "manifest.json") for stage in ("samples", "scores"))
     if scored["reference"]["path"] != config.folders[names[0]]:
         raise UserError(
             f"the scores' reference is {scored['reference']['path']}, not {names[0]}; run 'make score' again"
         )
-    policies = {name: scores[name] for name in names}
+    greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in names}
     judge = _read(root / "judge" / "manifest.json") or {}
     verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
-    pairs = judged(verdicts, policies, config.seed)
+    warm, cold = (_measures(rows, verdicts, config, prefix) for rows, prefix in ((policies, ""), (greedy, "greedy/")))
+    measure = next(name for name in MEASURES if warm[name])
+    compared_greedily = next(name for name in MEASURES if warm[name] and cold[name]) if all(greedy.values()) else None
+
     card = _read(root / "reward-model" / "card.json")
     if card and card["manifest"]["reward_model"]["sha256"] != scored["reward_model"]["sha256"]:
         card = None  # of another reward model
-    curves = _curves(root, policies, verdicts, config.seed)
-    manifests = {name: _read(Path(folder) / "manifest.json") for name, folder in config.folders.items()}
-    manifests = {"reward": _read(Path(config.reward_model_folder) / "manifest.json")} | manifests
+    folders = {"reward": config.reward_model_folder} | config.folders
+    manifests = {name: _read(Path(folder) / "manifest.json") for name, folder in folders.items()}
     runs = {name: manifest for name, manifest in manifests.items() if manifest}
-    shown_policies = ({"base": scores["base"]} if scores["base"] else {}) | policies
+    settings = conditions.read_settings({name: config.folders[name] for name in names})
+    base = read_jsonl(root / "scores" / "base.jsonl")
+    shown = ({"base": base} if base else {}) | policies
+    described = {
+        name: _policy(rows, config.seed)
+        | {
+            "greedy": _means(greedy.get(name) or read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl"), config.seed),
+            "kl_is": scored["kl"].get(name),
+            "train": runs[name]["train"] if name in runs else None,
+        }
+        for name, rows in shown.items()
+    }
+    curves = _curves(root, policies, verdicts, config.seed)
+    held = conditions.shared(names, runs, settings, scored["reward_model"]["sha256"])
     summary = {
         "profile": root.name,
         "seed": samples["seed"],
@@ -55,18 +72,36 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         "data": samples["data"],
         "settings": samples["settings"],
         "reference": names[0],
-        "one_start": _one_start(names, runs),
-        "prompts": len(scores[names[0]]),
-        "comparisons": pairs or compare(policies, config.seed),
-        "policies": {
-            name: _policy(rows, scores[names[0]], config.seed)
-            | {"train": runs[name]["train"] if name in runs else None}
-            for name, rows in shown_policies.items()
+        "checkpoints": names,
+        "prompts": len(per_prompt(policies[names[0]], "proxy")),
+        "smallest_difference": config.smallest_difference,
+        "comparisons": warm[measure],
+        "measures": {name: pairs for name, pairs in warm.items() if pairs},
+        "signs": {
+            "measure": compared_greedily,
+            "pairs": len(cold[compared_greedily]) if compared_greedily else 0,
+            "changes": signs(warm[compared_greedily], cold[compared_greedily]) if compared_greedily else [],
         },
-        "judge": judge | {"pairs": pairs, "first_place_wins": position_bias(verdicts, config.seed)} if pairs else None,
+        "conditions": held,
+        "matched": bool(held) and all(condition["holds"] for condition in held),
+        "same_method": conditions.same_method(settings),
+        "differences": conditions.differences(
+            {name: settings[name] for name in names[1:] if name in settings}, runs, described, _reward_std(folders)
+        ),
+        "policies": described,
+        "untrained": _untrained(root, names[0], policies[names[0]], base, config.seed),
+        "subsets": _subsets(shown, config.seed),
+        "judge": judge
+        | {
+            "pairs": warm["win rate"],
+            "greedy": cold["win rate"],
+            "first_place_wins": position_bias(verdicts),
+            "worst_case": _worst_case(verdicts, judge),
+        }
+        if warm["win rate"]
+        else None,
         "optimisation": curves,
-        "flags": _flags(curves),
-        "probes": _probes(root, list(shown_policies)),
+        "probes": _probes(root, list(shown)),
         "reward_model": card,
         "data_analysis": _read(root / "data" / "data.json"),
         "runs": runs,
@@ -89,163 +124,119 @@ MISSING = {
 }
 
 
-def compare(scores: dict[str, list[dict]], seed: int) -> list[dict]:
-    """Every pair of policies, on the gold reward where there is one, else on the proxy.
-
-    Differences are paired by prompt; p-values are of a sign-flip test, Holm-corrected over all pairs.
-    """
-    measure = "gold" if next(iter(scores.values()))[0]["gold"] is not None else "proxy"
-    pairs = [(b, a) for a, b in itertools.combinations(scores, 2)]
-    differences = [column(scores[a], measure) - column(scores[b], measure) for a, b in pairs]
-    return _corrected(
-        [
-            {
-                "a": a,
-                "b": b,
-                "measure": f"{measure} reward",
-                "equal": 0.0,
-                **stats.as_dict(stats.mean(difference, seed)),
-                "detectable": stats.smallest_difference(difference),
-                "lead": float(difference.mean()),
-                "p": stats.sign_flip(difference, seed),
-            }
-            for (a, b), difference in zip(pairs, differences, strict=True)
-        ]
-    )
-
-
-def claims(comparisons: list[dict]) -> tuple[list[str], list[str]]:
-    """What the corrected tests say, and no more: the policies not shown to be worse than another; a sentence a pair."""
-    names = dict.fromkeys(name for c in comparisons for name in (c["b"], c["a"]))
-    beaten = {c["a"] if c["better"] == c["b"] else c["b"] for c in comparisons if c["better"]}
-    sentences = []
-    for c in comparisons:
-        a, b = c["a"].upper(), c["b"].upper()
-        lower, upper = c["ci"]
-        if c["measure"] == "win rate":
-            mean, won, lost = c["mean"], c["wins"], c["losses"]
-            if c["better"] == c["b"]:  # the winner's view
-                a, b, mean, lower, upper, won, lost = b, a, 1 - mean, 1 - upper, 1 - lower, lost, won
-            claim = f"The judge prefers {a}'s replies to {b}'s" if c["better"] else None
-            value = f"{a} won {won} prompts and lost {lost}; its win rate {mean:.2f}, 95% CI {lower:.2f} to {upper:.2f}"
-        else:
-            claim = f"{a}'s {c['measure']} is {'higher' if c['better'] == c['a'] else 'lower'} than {b}'s"
-            value = f"difference {c['mean']:+.2f}, 95% CI {lower:+.2f} to {upper:+.2f}"
-        if not c["better"]:
-            claim = f"No difference in {c['measure']} is shown between {a} and {b}"
-        sentences.append(f"{claim} ({value}; p = {c['p_holm']:.2g} after Holm's correction).")
-    return [name for name in names if name not in beaten], sentences
-
-
-def headline(comparisons: list[dict], unbeaten: list[str]) -> str:
-    """The report's first sentence: the policy that is better than all others, or those not shown to be worse."""
-    by = {
-        "win rate": "By the judge",
-        "gold reward": "By the gold reward",
-        "proxy reward": "By the proxy reward, which PPO and GRPO are trained on",
-    }[comparisons[0]["measure"]]
-    names = {name for c in comparisons for name in (c["a"], c["b"])}
-    for name in unbeaten:
-        if sum(c["better"] == name for c in comparisons) == len(names) - 1:
-            return f"{by}, {name.upper()} is better than every other policy compared."
-    if len(unbeaten) == len(names):
-        return f"{by}, no policy is shown to be better than another."
-    return f"{by}, no other policy is shown to be better than {' or '.join(map(str.upper, unbeaten))}."
-
-
-def column(rows: list[dict], name: str) -> np.ndarray:
-    """One value a prompt, shape (len(rows),)."""
-    return np.array([row[name] for row in rows], dtype=float)
-
-
-def _corrected(comparisons: list[dict]) -> list[dict]:
-    """With Holm's p-values over all of them, and who is better where the corrected test shows it, else None."""
-    corrected = stats.holm([c["p"] for c in comparisons]) if comparisons else []
-    return [
-        c | {"p_holm": p, "better": (c["a"] if c["lead"] > 0 else c["b"]) if p < 0.05 else None}
-        for c, p in zip(comparisons, corrected, strict=True)
-    ]
-
-
-def _policy(rows: list[dict], reference: list[dict], seed: int) -> dict:
-    has_gold = rows[0]["gold"] is not None
-    differences = {
-        measure: stats.as_dict(stats.mean(column(rows, measure) - column(reference, measure), seed), "diff")
-        for measure in (("proxy", "gold") if has_gold else ("proxy",))
-    }
-    has_kl = rows[0]["log_ratio"] is not None
+def _measures(
+    scores: dict[str, list[dict]], verdicts: list[dict], config: EvalConfig, prefix: str
+) -> dict[str, list[dict]]:
+    """By measure, all pairs of policies; nothing where there is no such measure."""
+    if not all(scores.values()):
+        return {measure: [] for measure in MEASURES}
+    margin, seed = config.smallest_difference, config.seed
+    pairs = judged(verdicts, {prefix + name: rows for name, rows in scores.items()}, margin, seed)
+    for pair in pairs:
+        pair |= {side: pair[side].removeprefix(prefix) for side in ("a", "b", "better") if pair[side]}
+    has_gold = next(iter(scores.values()))[0]["gold"] is not None
     return {
-        "proxy_reward": stats.as_dict(stats.mean(column(rows, "proxy"), seed)),
-        "gold_reward": stats.as_dict(stats.win_rate(column(rows, "gold"), seed)) if has_gold else None,
-        "vs_sft": {"gold": None} | differences,
-        "kl": stats.as_dict(stats.mean(column(rows, "log_ratio"), seed)) if has_kl else None,
-        "completion_tokens": stats.as_dict(stats.mean(column(rows, "completion_tokens"), seed)),
-        "eos_rate": float(column(rows, "finished").mean()),
+        "win rate": pairs,
+        "gold reward": compare(scores, "gold", margin, seed) if has_gold else [],
+        "proxy reward": compare(scores, "proxy", margin, seed),
+    }
+
+
+def _means(rows: list[dict], seed: int) -> dict | None:
+    """Mean rewards of some replies."""
+    if not rows:
+        return None
+    has_gold = rows[0]["gold"] is not None
+    return {
+        "proxy_reward": stats.as_dict(stats.mean(per_prompt(rows, "proxy"), seed)),
+        "gold_reward": stats.as_dict(stats.share(per_prompt(rows, "gold"))) if has_gold else None,
+    }
+
+
+def _policy(rows: list[dict], seed: int) -> dict:
+    """What is measured of one policy's replies."""
+    has_kl, has_cue = rows[0]["kl"] is not None, rows[0]["cue"] is not None
+    return {
+        **_means(rows, seed),
+        "kl": stats.as_dict(stats.mean(per_prompt(rows, "kl"), seed)) if has_kl else None,
+        "completion_tokens": stats.as_dict(stats.mean(per_prompt(rows, "completion_tokens"), seed)),
+        "refused": stats.as_dict(stats.share(per_prompt(rows, "refused"))),
+        "cue": stats.as_dict(stats.share(per_prompt(rows, "cue"))) if has_cue else None,
+        "eos_rate": float(per_prompt(rows, "finished").mean()),
         "distinct_2": _distinct([row["completion"] for row in rows]),
         "repeated_3": float(np.mean([_repeated(row["completion"]) for row in rows])),
     }
 
 
-def judged(verdicts: list[dict], scores: dict[str, list[dict]], seed: int) -> list[dict]:
-    """Win rates of all judged pairs of policies in `scores`, with the sign tests that claims rest on."""
-    by_pair: dict[tuple[str, str], list[dict]] = {}
-    for verdict in verdicts:
-        if verdict["a"] in scores and verdict["b"] in scores:
-            by_pair.setdefault((verdict["a"], verdict["b"]), []).append(verdict)
-    pairs = []
-    for (a, b), rows in by_pair.items():
-        won = column(rows, "score")
-        replies = {name: [scores[name][row["prompt"]] for row in rows] for name in (a, b)}
-        margin = column(replies[a], "proxy") - column(replies[b], "proxy")
-        characters = {name: np.array([len(reply["completion"]) for reply in replies[name]]) for name in (a, b)}
-        wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
-        decided = won != 0.5
-        agree = np.sign(won - 0.5)[decided] == np.sign(margin)[decided]
-        pairs.append(
-            {
-                "a": a,
-                "b": b,
-                "measure": "win rate",
-                "equal": 0.5,
-                **stats.as_dict(stats.win_rate(won, seed)),
-                "n": len(won),
-                "wins": wins,
-                "ties": len(won) - wins - losses,
-                "losses": losses,
-                "length_controlled": stats.as_dict(stats.length_controlled(won, characters[a] - characters[b])),
-                "agreement": stats.as_dict(stats.proportion(int(agree.sum()), len(agree))) if len(agree) else None,
-                "kappa": stats.as_dict(stats.kappa(np.sign(won - 0.5)[decided], np.sign(margin)[decided])),
-                "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in rows])),
-                "detectable": stats.smallest_detectable(len(won), len(won) - wins - losses),
-                "lead": wins - losses,  # what the sign test is about; the mean can lean the other way
-                "p": stats.sign_test(won),
-            }
-        )
-    return _corrected(pairs)
+def _untrained(root: Path, reference: str, rows: list[dict], base: list[dict], seed: int) -> dict[str, dict]:
+    """What can be had without training: the base model, the reference sampled colder, and the best of n of its replies
+    by the proxy reward (on the first prompts only). Their rewards minus the reference's, `vs_reference`, are a family
+    of their own."""
+    drawn = {"base": base} if base else {}
+    for path in sorted((root / "scores" / "colder").glob(f"{reference}-*.jsonl"), reverse=True):
+        drawn[f"{reference} at temperature {path.stem.removeprefix(f'{reference}-')}"] = read_jsonl(path)
+    best = read_jsonl(root / "scores" / "best_of.jsonl")
+    ns = [n for n in BEST_OF if best and n <= per_reply(best, "proxy").shape[1]]
+    prompts = len(per_prompt(rows, "proxy"))
+    found = {name: _policy(replies, seed) | {"prompts": prompts} for name, replies in drawn.items()}
+    found |= {f"{reference}, best of {n} by the proxy": _best_of(best, n, seed) for n in ns}
+    if not found:
+        return {}
+    for column in ("proxy", "gold") if rows[0]["gold"] is not None else ("proxy",):
+        differences = [per_prompt(replies, column) - per_prompt(rows, column) for replies in drawn.values()]
+        differences += [best_of(best, column, n) - per_prompt(best, column) for n in ns]
+        padded = np.array([np.pad(d, (0, prompts - len(d)), constant_values=np.nan) for d in differences])
+        family = stats.family(padded.T, seed=seed, **REACH[f"{column} reward"])
+        for entry, difference in zip(found.values(), family, strict=True):
+            entry.setdefault("vs_reference", {"gold": None})[column] = stats.as_dict(difference)
+    return found
 
 
-def position_bias(verdicts: list[dict], seed: int) -> dict | None:
-    """How often the first place wins, of the decided verdicts; the mean over prompts, which are the unit."""
-    by_prompt: dict[int, list[bool]] = {}
-    for verdict in verdicts:
-        for winner, first in zip(verdict["orders"], "ab", strict=True):
-            if winner != "tie":
-                by_prompt.setdefault(verdict["prompt"], []).append(winner == first)
-    shares = [np.mean(firsts) for firsts in by_prompt.values()]
-    return stats.as_dict(stats.win_rate(shares, seed)) if shares else None
+def _best_of(rows: list[dict], n: int, seed: int) -> dict:
+    has_gold = rows[0]["gold"] is not None
+    gold = np.clip(best_of(rows, "gold", n), 0, 1) if has_gold else None  # weights add up to 1 but for rounding
+    return {
+        "prompts": len(per_prompt(rows, "proxy")),
+        "proxy_reward": stats.as_dict(stats.mean(best_of(rows, "proxy", n), seed)),
+        "gold_reward": stats.as_dict(stats.share(gold)) if has_gold else None,
+        "kl": {"mean": best_of_kl(n), "ci": None},
+    }
 
 
-def _flags(optimisation: dict) -> list[str]:
-    """Sentences on "proxy up, true preference down": of each curve the greatest fall that is shown."""
-    worst: dict[str, dict] = {}
-    for contrast in sorted(optimisation["overoptimised"], key=lambda c: c["true"]):
-        worst.setdefault(contrast["curve"], contrast)
-    truth = {"gold": "gold reward", "judge": "judge's score"}[optimisation["truth"]]
-    return [
-        f"{name}, from {c['from']} to {c['to']}: proxy reward {c['proxy']:+.2f}, {truth} {c['true']:+.2f} "
-        f"(p = {c['p_holm']:.2g} after Holm's correction)"
-        for name, c in worst.items()
-    ]
+def _subsets(policies: dict[str, list[dict]], seed: int) -> dict[str, dict]:
+    """By subset of the data: the prompts in it, and each policy's rewards and refusals there; {} for one subset."""
+    names = sorted({row["subset"] for rows in policies.values() for row in rows})
+    result = {}
+    for subset in names if len(names) > 1 else ():
+        parts = {name: [row for row in rows if row["subset"] == subset] for name, rows in policies.items()}
+        result[subset] = {
+            "prompts": len(per_prompt(next(iter(parts.values())), "proxy")),
+            "policies": {
+                name: _means(rows, seed) | {"refused": stats.as_dict(stats.share(per_prompt(rows, "refused")))}
+                for name, rows in parts.items()
+            },
+        }
+    return result
+
+
+def _worst_case(verdicts: list[dict], judge: dict) -> dict[str, list[float]]:
+    """Of each pair with replies that failed, the win rates if they had all been lost, and all been won."""
+    bounds = {}
+    for pair, places in judge.get("failed", {}).items():
+        known = [(row["prompt"], row["score"]) for row in verdicts if f"{row['a']}:{row['b']}" == pair]
+        bounds[pair] = [_mean_by_prompt([*known, *((prompt, end) for prompt, _ in places)]) for end in (0.0, 1.0)]
+    return bounds
+
+
+def _mean_by_prompt(values: list[tuple[int, float]]) -> float:
+    by_prompt: dict[int, list[float]] = {}
+    for prompt, value in values:
+        by_prompt.setdefault(prompt, []).append(value)
+    return float(np.mean([np.mean(some) for some in by_prompt.values()]))
+
+
+def _reward_std(folders: dict[str, str]) -> float | None:
+    return (_read(Path(folders["reward"]) / "config.json") or {}).get("reward_std")
 
 
 def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], seed: int) -> dict:
@@ -254,18 +245,12 @@ def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], s
         name, _, step = path.stem.rpartition("-")
         if name in policies:
             checkpoints.setdefault(name, {})[step] = read_jsonl(path)
-    scores: dict[tuple[str, str], dict[int, float]] = {}
+    scores: dict[tuple[str, str], dict[int, list[float]]] = {}
     for verdict in verdicts:
-        scores.setdefault((verdict["a"], verdict["b"]), {})[verdict["prompt"]] = verdict["score"]
-    return optimisation(policies, checkpoints, read_jsonl(root / "scores" / "best_of.jsonl"), scores, seed)
-
-
-def _one_start(names: list[str], runs: dict[str, dict]) -> bool:
-    """Whether all other policies were trained from the reference."""
-    if not runs.keys() >= set(names):
-        return False
-    reference, *others = (runs[name] for name in names)
-    return all(other["parents"]["model"]["sha256"] == reference["sha256"] for other in others)
+        pair = scores.setdefault((verdict["a"], verdict["b"]), {})
+        pair.setdefault(verdict["prompt"], []).append(verdict["score"])
+    means = {pair: {prompt: float(np.mean(some)) for prompt, some in of.items()} for pair, of in scores.items()}
+    return optimisation(policies, checkpoints, read_jsonl(root / "scores" / "best_of.jsonl"), means, seed)
 
 
 def _total_seconds(name: str, manifests: dict[str, dict]) -> float:

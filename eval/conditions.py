@@ -1,0 +1,108 @@
+"""What the compared runs have in common, as far as their manifests show it, and what sets them apart."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.sentences import listed
+from rlhf_trl import kl
+
+ONLINE = {"total_episodes", "num_generations"}  # settings of those that sample while they train: PPO, GRPO
+# Settings in which two runs of one method may differ and still be that method
+OF_A_RUN = {"seed", "data_seed", "output_dir", "dataset", "model_name_or_path", "reward_model_path"}
+
+
+def read_settings(folders: dict[str, str]) -> dict[str, dict]:
+    """The `config.yaml` of each run folder that has one."""
+    paths = {name: Path(folder) / "config.yaml" for name, folder in folders.items()}
+    return {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], reward_model: str | None) -> list[dict]:
+    """What matched conditions ask for, each with whether it `holds`; nothing where a manifest or settings are missing.
+
+    Args:
+        names: of the policies, the reference first.
+        runs: manifests, of the policies' runs and of "reward".
+        reward_model: SHA-256 of the one that scored the replies.
+    """
+    if not (runs.keys() >= {*names, "reward"} and settings.keys() >= set(names)):
+        return []
+    reference, *others = names
+    scaled = [name for name in others if "reward_model" in runs[name]["parents"]]
+    online = [name for name in others if settings[name].keys() & ONLINE]
+    offline = [name for name in others if name not in online]
+    data = {name: run["data"]["sha256"] for name, run in runs.items()}
+    starts = {runs[name]["parents"]["model"]["sha256"] for name in others}
+    rewards = {runs[name]["parents"]["reward_model"]["sha256"] for name in scaled}
+    checks = [
+        (f"{listed(others)} were trained from {reference}", starts == {runs[reference]["sha256"]}),
+        (f"the reward model that scores the replies is the one behind {listed(scaled)}", rewards == {reward_model})
+        if scaled
+        else None,
+        (f"{listed(online)} were trained on the same prompts", len({data[name] for name in online}) == 1)
+        if len(online) > 1
+        else None,
+        (
+            f"{listed(offline)} learned from the pairs of the reward model",
+            {data[name] for name in offline} == {data["reward"]},
+        )
+        if offline
+        else None,
+        ("all have one seed", len({runs[name]["seed"] for name in names}) == 1),
+    ]
+    return [{"what": what, "holds": holds} for what, holds in filter(None, checks)]
+
+
+def same_method(settings: dict[str, dict]) -> list[tuple[str, str]]:
+    """Pairs of runs whose settings differ in the seed alone: chance of training is all that sets them apart."""
+    own = {name: {k: v for k, v in values.items() if k not in OF_A_RUN} for name, values in settings.items()}
+    names = list(own)
+    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if own[a] == own[b]]
+
+
+def differences(
+    settings: dict[str, dict], runs: dict[str, dict], policies: dict[str, dict], reward_std: float | None
+) -> dict[str, dict[str, Any]]:
+    """What sets the methods' runs apart: a row for each quantity, with a value for each run; None where it has none."""
+    columns = {
+        name: _column(values, runs[name], policies[name], reward_std)
+        for name, values in settings.items()
+        if name in runs and name in policies
+    }
+    rows = next(iter(columns.values()), {})
+    return {row: {name: column[row] for name, column in columns.items()} for row in rows}
+
+
+def _column(settings: dict, run: dict, policy: dict, reward_std: float | None) -> dict[str, Any]:
+    train = run["train"]
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * settings["processes"]
+    strength = kl.strength(settings, reward_std)
+    if "total_episodes" in settings:
+        examples, epochs = settings["total_episodes"], settings["num_ppo_epochs"]
+        kind, batch = "replies sampled", batch // settings["num_mini_batches"]
+    elif "num_generations" in settings:
+        epochs = settings["num_iterations"]
+        kind, examples = "replies sampled", train["optimizer_steps"] * batch // epochs
+    else:
+        kind, epochs = "pairs read", settings["num_train_epochs"]
+        examples = run["data"]["rows"] * epochs
+        if settings["max_steps"] > 0:
+            examples = settings["max_steps"] * batch
+    return {
+        "examples": f"{examples:g} {kind}",
+        "optimizer steps": train["optimizer_steps"],
+        "examples a step": batch,
+        "passes over each example": f"{epochs:g}",
+        "learning rate, highest": f"{settings['learning_rate']:.1e}",
+        "learning rates, sum over steps": f"{train['learning_rate_sum']:.2g}",
+        "schedule": settings["lr_scheduler_type"],
+        "strength of the KL (b)": "not comparable" if strength is None else f"{strength:.3g}",
+        "KL reached (nats)": policy["kl"] and f"{policy['kl']['mean']:.2f}",
+        "sampled at temperature": settings.get("temperature"),
+        "trained weights": f"LoRA, r = {settings['lora_r']}" if settings["use_peft"] else "all",
+        "settings tried": "1, as the profile has it",
+        "seconds": train["seconds"],
+        "tokens trained on": train["tokens"],
+    }

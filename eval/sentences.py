@@ -1,0 +1,149 @@
+"""What a report may say: each sentence follows from the tests, and each has checkpoints of one run as its subject.
+
+One run cannot tell what its methods would do with another seed or other settings, and so says nothing of methods.
+"""
+
+from collections.abc import Iterable
+
+from eval.stats import RESAMPLES
+
+NO_VERDICT = (
+    "This is about checkpoints, each trained once, with settings that nobody tuned alike. It is no verdict on the "
+    "methods that made them: with another seed or other settings the order can be another one."
+)
+BY = {
+    "win rate": "By the judge",
+    "gold reward": "By the gold reward",
+    "proxy reward": "By the proxy reward, which the checkpoints may have been trained on",
+}
+
+
+def headline(comparisons: list[dict]) -> str:
+    """The report's first sentence: the checkpoint that is better than all others, or what else is shown of them."""
+    by, names = BY[comparisons[0]["measure"]], _names(comparisons)
+    wins = [(pair["better"], pair["b"] if pair["better"] == pair["a"] else pair["a"]) for pair in comparisons]
+    wins = [(winner, loser) for winner, loser in wins if winner]
+    for name in names:
+        if sum(winner == name for winner, _ in wins) == len(names) - 1:
+            return f"{by}, checkpoint {name} gives better replies than every other checkpoint compared."
+    if not wins:
+        equivalent = all(pair["equivalent"] for pair in comparisons)
+        said = "all checkpoints are equivalent" if equivalent else "no checkpoint is shown to be better than another"
+        return f"{by}, {said}."
+    unbeaten = [name for name in names if name not in {loser for _, loser in wins}]
+    if not unbeaten:
+        beats = listed(f"{winner} is better than {loser}" for winner, loser in wins)
+        return f"{by}, every checkpoint is beaten by another, so they have no order: {beats}."
+    return f"{by}, no checkpoint is shown to be better than {' or '.join(unbeaten)}; that one is best is not shown."
+
+
+def claims(comparisons: list[dict], margin: float) -> list[str]:
+    """A sentence a pair."""
+    return [_claim(pair, margin) for pair in comparisons]
+
+
+def _claim(pair: dict, margin: float) -> str:
+    a, b = (pair["a"], pair["b"]) if pair["better"] != pair["b"] else (pair["b"], pair["a"])
+    value = _value(pair, a)
+    if pair["better"] and pair["measure"] == "win rate":
+        said = f"The judge prefers the replies of checkpoint {a} to those of {b} ({value})"
+    elif pair["better"]:
+        said = f"Checkpoint {a} has a higher {pair['measure']} than {b} ({value})"
+    else:
+        said = f"No difference in {pair['measure']} is shown between checkpoints {a} and {b} ({value})"
+    if pair["equivalent"]:
+        said += f"; they are equivalent: what is left of a difference is smaller than {margin:g}"
+    elif not pair["better"] and pair["detectable"] is not None:
+        said += f"; a true one of {pair['detectable']:.2f} would have been shown with 80% power"
+    return said + "."
+
+
+def _value(pair: dict, a: str) -> str:
+    """The numbers behind a claim, as `a` has them."""
+    turned = a != pair["a"]
+    mean, (lower, upper) = pair["mean"], pair["ci"]
+    if pair["measure"] == "win rate":
+        won, lost = (pair["losses"], pair["wins"]) if turned else (pair["wins"], pair["losses"])
+        if turned:
+            mean, lower, upper = 1 - mean, 1 - upper, 1 - lower
+        decided = f"{won} of {won + lost} decided prompts won" if won + lost else "all prompts tied"
+        numbers = f"win rate {mean:.2f}, {lower:.2f} to {upper:.2f}; {decided}"
+    else:
+        if turned:
+            mean, lower, upper = -mean, -upper, -lower
+        numbers = f"difference {mean:+.2f}, {lower:+.2f} to {upper:+.2f}"
+    return f"{numbers}; {p_value(pair['p'])}"
+
+
+def changes(signs: list[dict]) -> list[str]:
+    """A sentence for each pair whose order is another one at temperature 0 than at 1."""
+    sentences = []
+    for change in signs:
+        warm, greedy = change["warm"], change["greedy"]
+        ahead, behind = (warm["a"], warm["b"]) if warm["mean"] > warm["equal"] else (warm["b"], warm["a"])
+        values = [
+            _value(pair, name) + ("" if pair["better"] else "; not shown")
+            for pair, name in ((warm, ahead), (greedy, behind))
+        ]
+        sentences.append(
+            f"The order of checkpoints {ahead} and {behind} changes with the temperature: sampled at 1, {ahead} is "
+            f"ahead ({values[0]}); greedily, {behind} is ({values[1]})"
+        )
+    return sentences
+
+
+def falls(contrasts: list[dict], truth: str) -> list[str]:
+    """A sentence for each curve whose true preference is shown to fall: of each the greatest fall."""
+    worst: dict[str, dict] = {}
+    for contrast in sorted(contrasts, key=lambda c: c["true"]):
+        worst.setdefault(contrast["curve"], contrast)
+    sentences = []
+    for name, c in worst.items():
+        kind = "over-optimised" if c["rose"] else "worse without a rise of the proxy being shown"
+        sentences.append(
+            f"{name.replace('_', '-')}, from {c['from']} to {c['to']}: {kind} (proxy reward {c['proxy']:+.2f}, {truth} "
+            f"{c['true']:+.2f}, {c['ci'][0]:+.2f} to {c['ci'][1]:+.2f}; {p_value(c['p'])})"
+        )
+    return sentences
+
+
+def cautions(judge: dict) -> list[str]:
+    """What a judge's verdicts do not bear: a number of prompts not fixed beforehand, requests that failed."""
+    said = []
+    if judge.get("looks"):
+        seen = ", ".join(f"{look['seen']} of {look['planned']}" for look in judge["looks"])
+        said.append(
+            f"Verdicts were on view when the judge was asked for more (after {seen}): the number of prompts was not "
+            "fixed beforehand. If going on depended on what they said, the p-values are too small and the intervals "
+            "too narrow"
+        )
+    if judge.get("pending"):
+        said.append(
+            f"{judge['pending']} requests were not made for want of budget or key (`make judge` goes on). Who goes on "
+            "after reading this no longer fixes the number of prompts beforehand"
+        )
+    for pair, kinds in judge.get("failures", {}).items():
+        told = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        bounds = judge["worst_case"].get(pair)
+        rest = (
+            f"; were all of them lost or won, the win rate would be {bounds[0]:.2f} or {bounds[1]:.2f}"
+            if bounds
+            else ""
+        )
+        said.append(f"{pair}: {sum(kinds.values())} requests failed ({told}) and are in no number{rest}")
+    return said
+
+
+def p_value(p: float) -> str:
+    """A p-value, which no number of resamples shows to be smaller than one of them."""
+    floor = 1 / (RESAMPLES + 1)
+    return f"p < {floor:.0e}".replace("e-0", "e-") if p <= floor else f"p = {p:.2g}"
+
+
+def listed(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _names(comparisons: list[dict]) -> list[str]:
+    return list(dict.fromkeys(name for pair in comparisons for name in (pair["b"], pair["a"])))
