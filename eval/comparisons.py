@@ -114,7 +114,7 @@ def _family(
 ) -> list[dict]:
     """A dict a pair: its value on `measure` with interval, corrected p-value, what could have been detected, tipping
     point, who is `better` where that is shown (else None), and whether the two are `equivalent` within `margin`."""
-    equal = MEASURES[measure]
+    equal, family = MEASURES[measure], stats.family(differences, seed=seed, **REACH[measure])
     return [
         {
             "a": a,
@@ -130,5 +130,5 @@ def _family(
             "better": (a if difference.lower > 0 else b) if difference.shown else None,
             "equivalent": difference.within(margin),
         }
-        for (a, b), difference, column in zip(pairs, stats.family(differences, reach, seed), differences.T, strict=True)
+        for (a, b), difference, column in zip(pairs, family, differences.T, strict=True)
     ]
