@@ -103,7 +103,7 @@ def family(differences: np.ndarray, reach: float, seed: int, bounded: bool = Tru
         """Means and their standard errors, shape (..., columns), from sums of the values."""
         return totals / n, np.sqrt(((values**2).sum(0) - totals**2 / n) / (n - 1) / n)
 
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(RESAMPLES, len(values)))
+    signs = 2.0 * np.random.default_rng(seed).integers(0, 2, (RESAMPLES, len(values)), np.int8) - 1
     flipped, errors = centres_and_errors(signs @ values)
     with np.errstate(divide="ignore"):  # all flips of one prompt can be equal
         largest = np.abs(flipped / errors).max(axis=1) * (1 + 1e-9)  # rounding must not part what is equal
