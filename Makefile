@@ -53,7 +53,7 @@ evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
-.PHONY: help demo all $(STEPS) report check correctness chaos seeds bench test lint clean
+.PHONY: help demo all $(STEPS) report check correctness chaos bench test lint clean
 
 help:
 	@echo 'make TARGET [VARIABLE=VALUE ...]'
@@ -72,8 +72,8 @@ help:
 	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md and report.html'
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
-	@echo '  correctness, chaos, seeds, bench'
-	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, the demo with five seeds, speed and memory'
+	@echo '  correctness, chaos, bench'
+	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, speed and memory'
 	@echo
 	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
@@ -156,11 +156,6 @@ chaos: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
 # With ARGS="--model FOLDER --dataset FOLDER" on a real model and real data, too
 bench: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
 	$(RUN) benchmarks/speed.py $(RUNS)/demo $(ARGS)
-
-SEEDS := 0 1 2 3 4
-seeds:
-	for seed in $(SEEDS); do $(MAKE) --no-print-directory score PROFILE=demo SEED=$$seed RUNS=$(RUNS)/seeds/$$seed || exit; done
-	$(RUN) benchmarks/seeds.py $(SEEDS:%=$(RUNS)/seeds/%/demo)
 
 test: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -4,8 +4,8 @@
     python -m eval judge --config configs/gpt2/eval.yaml --dry_run
 
 Writes to OUTPUT_DIR/judge: `transcript.jsonl`, every request and what came of it, so that none is paid for
-twice; `verdicts.jsonl`, a line for each pair and prompt judged in both orders; `manifest.json`. A request that
-failed has no verdict, counts nowhere and is asked again by the next run. The key is read from OPENAI_API_KEY.
+twice; `verdicts.jsonl`, a line for each pair, prompt and reply judged in both orders; `manifest.json`. A request
+that failed has no verdict, counts nowhere and is asked again by the next run. The key is read from OPENAI_API_KEY.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
         "replies": 1 + max(request.reply for request in requests),
         "seed": config.seed,
     }
-    before = tally(requests, transcript.records)
+    before = tally([] if judge.judge == "gold" else requests, transcript.records)  # the rule costs nothing: all at once
     if judge.judge == "gold":
         manifest["model"] = config.gold_rule
     else:
@@ -320,14 +320,13 @@ def tally(requests: list[Request], records: dict[str, dict]) -> Tally:
 def publish(folder: Path, requests: list[Request], before: Tally, after: Tally, manifest: dict) -> None:
     """Write `verdicts.jsonl` and `manifest.json`, and print how many requests came to a verdict.
 
-    `looks` in the manifest tells when more was asked although some verdicts of a pair had been published.
+    `looks` in the manifest tells when more was asked although some verdicts of a pair had been published. Asking again
+    what failed is not more: the prompts stay those that were fixed beforehand.
     """
     published = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
-    more = (
-        [p for p in after.planned if 0 < len(before.judged[p]) < len(after.judged[p])] if "looks" in published else []
-    )
+    more = [p for p in after.planned if before.judged[p] and after.judged[p] - before.judged[p] - before.failed[p]]
     looks = published.get("looks", []) if any(before.judged.values()) else []
-    if more:
+    if more and "looks" in published:
         seen, planned = (sum(len(of[pair]) for pair in more) for of in (before.judged, after.planned))
         looks = [*looks, {"seen": seen, "planned": planned}]
     failed = sum(after.failures.values(), Counter())

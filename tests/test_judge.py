@@ -15,6 +15,8 @@ import yaml
 from eval.__main__ import main
 from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
+from eval.sentences import cautions
+from eval.summary import _worst_case
 from tests.judge_server import (
     JudgeServer,
     Reply,
@@ -78,24 +80,38 @@ def judge(folder, server, run_judge):
     return call
 
 
-def write_samples(folder: Path, prompts: int) -> Path:
-    """Replies of two policies and a third as `NAME=FOLDER`. ppo is good on even prompts, sft on every third."""
-    (folder / "samples").mkdir(parents=True)
-    good = {"sft": lambda i: i % 3 == 0, "ppo": lambda i: i % 2 == 0, "dpo": lambda i: True}
-    for name, is_good in good.items():
-        rows = [
-            {
-                "dialogue": f"\n\nHuman: {'long ' * 300}\n\nAssistant: yes?\n\nHuman: question {i}\n\nAssistant:",
-                "prompt": "as the model saw it",
-                "completion": f' a {"good" if is_good(i) else "poor"} {name}\'s "reply" {i} — ja\n',
-                "finished": True,
-            }
-            for i in range(prompts)
-        ]
-        (folder / "samples" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.fixture
+def good_is_right(monkeypatch):
+    """A true rule that agrees with the fair judge."""
+    rule = GoldRule(lambda dialogue, completion: "good" in completion, cue="")
+    monkeypatch.setitem(GOLD_RULES, "demo", rule)
+
+
+GOOD = {"sft": lambda i: i % 3 == 0, "ppo": lambda i: i % 2 == 0, "dpo": lambda i: True}
+
+
+def write_samples(folder: Path, prompts: int, replies: int = 1, word: str = "question") -> Path:
+    """Replies of two policies and a third as `NAME=FOLDER`. ppo's first is good on even prompts, sft's on every third,
+    and a later reply is as good as the first one to a later prompt. Greedily it is the other way round."""
+    for name, is_good in GOOD.items():
+        places = [(i, reply) for i in range(prompts) for reply in range(replies)]
+        rows = [row(name, i, reply, is_good(i + reply), word) for i, reply in places]
+        write_jsonl(folder / f"samples/{name}.jsonl", rows)
+        greedy = [row(name, i, 0, not is_good(i), word) for i in range(prompts)]
+        write_jsonl(folder / f"samples/greedy/{name}.jsonl", greedy)
     config = {"output_dir": str(folder), "policies": ["sft", "ppo", "dpo=elsewhere"], "judge_pairs": ["ppo:sft"]}
     (folder / "eval.yaml").write_text(yaml.safe_dump(config))
     return folder
+
+
+def row(name: str, i: int, reply: int, good: bool, word: str) -> dict:
+    return {
+        "reply": reply,
+        "dialogue": f"\n\nHuman: {'long ' * 300}\n\nAssistant: yes?\n\nHuman: {word} {i}\n\nAssistant:",
+        "prompt": "as the model saw it",
+        "completion": f' a {"good" if good else "poor"} {name}\'s "reply" {i}.{reply} — ja\n',
+        "finished": True,
+    }
 
 
 def command(folder: Path, url: str | None) -> list[str]:
@@ -118,14 +134,16 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "judge" / "manifest.json").read_text())
 
 
-def truth(prompts: int = PROMPTS) -> list[dict]:
+def truth(prompts: int = PROMPTS, replies: int = 1) -> list[dict]:
     """What a fair judge says of ppo and sft, from how the samples were written."""
     rows = []
     for i in range(prompts):
-        ppo, sft = i % 2 == 0, i % 3 == 0
-        winner = "tie" if ppo == sft else "a" if ppo else "b"
-        score = {"a": 1.0, "tie": 0.5, "b": 0.0}[winner]
-        rows.append({"a": "ppo", "b": "sft", "prompt": i, "orders": [winner, winner], "score": score})
+        for reply in range(replies):
+            ppo, sft = (GOOD[name](i + reply) for name in ("ppo", "sft"))
+            winner = "tie" if ppo == sft else "a" if ppo else "b"
+            score = {"a": 1.0, "tie": 0.5, "b": 0.0}[winner]
+            place = {"a": "ppo", "b": "sft", "prompt": i, "reply": reply}
+            rows.append(place | {"orders": [winner, winner], "score": score})
     return rows
 
 
@@ -219,11 +237,81 @@ def test_failures_change_no_verdict(tmp_path, server, run_judge):
     # of every three prompts, two lost one order
     assert verdicts_by_prompt(folder) == [row for row in truth(prompts) if row["prompt"] % 3 == 2]
 
+    assert manifest(folder)["failed"] == {"ppo:sft": [[i, 0] for i in range(prompts) if i % 3 < 2]}
+    bounds = _worst_case(verdicts(folder), manifest(folder))
+    # ppo won 6 of the 11 prompts with a verdict, and tied on 5
+    assert bounds == {"ppo:sft": pytest.approx([(6 + 5 / 2) / 33, (6 + 5 / 2 + 22) / 33])}
+    said = cautions(manifest(folder) | {"worst_case": bounds})
+    assert len(said) == 1
+    assert said[0].startswith("ppo:sft: 22 requests failed (") and said[0].endswith("would be 0.26 or 0.92")
+
     server.behaviour, before = fair, len(server.calls)
     run_judge(folder, server.url)
     assert {number(call.text) for call in server.calls[before:]} == set(range(0, 66, 3))
     assert len(server.calls) == before + 22 and manifest(folder)["failures"] == {}
     assert verdicts_by_prompt(folder) == truth(prompts)
+    # the prompts were those asked for beforehand, all of them
+    assert manifest(folder)["looks"] == [] and manifest(folder)["failed"] == {}
+
+
+def test_a_failed_reply_is_one_of_its_prompts_replies():
+    """Of the first prompt one reply was won and one failed; the second was tied."""
+    known = [{"a": "ppo", "b": "sft", "prompt": i, "reply": 0, "score": score} for i, score in enumerate((1.0, 0.5))]
+    assert _worst_case(known, {"failed": {"ppo:sft": [[0, 1]]}}) == {"ppo:sft": [0.5, 0.75]}
+
+
+def test_replies_are_judged_one_by_one(tmp_path, server, run_judge):
+    folder = write_samples(tmp_path / "out", PROMPTS, replies=3)
+    assert run_judge(folder, server.url)[0] == 0
+    assert verdicts(folder) == truth() and len(server.calls) == 24  # the first one only, unless asked for
+    run_judge(folder, server.url, "--judge_replies", 2)
+    assert verdicts(folder) == truth(replies=2) and len(server.calls) == 48
+    assert (manifest(folder)["prompts"], manifest(folder)["replies"]) == (PROMPTS, 2)
+    run_judge(folder, server.url, "--judge_replies", 9)
+    assert verdicts(folder) == truth(replies=3) and manifest(folder)["replies"] == 3
+
+
+def test_greedy_replies(judge, folder):
+    assert judge("--judge_greedy", "true")[0] == 0
+    assert manifest(folder)["pairs"] == ["ppo:sft", "greedy/ppo:greedy/sft"]
+    rows = verdicts(folder)
+    assert [row for row in rows if row["a"] == "ppo"] == truth()
+    scores = [row["score"] for row in rows if (row["a"], row["b"]) == ("greedy/ppo", "greedy/sft")]
+    assert scores == [1 - row["score"] for row in truth()]
+    (folder / "samples/greedy/sft.jsonl").unlink()
+    code, _, err = judge("--judge_greedy", "true")
+    assert code == 2 and "greedy/sft.jsonl is missing" in err
+
+
+def test_verdicts_on_view_before_more_are_asked_for_are_said(judge, folder):
+    """The number of prompts is then not fixed beforehand: going on may have depended on what the verdicts said."""
+    judge("--budget_requests", 9, "--concurrency", 1)
+    assert manifest(folder)["looks"] == []
+    assert "15 requests were not made" in cautions(manifest(folder))[0]
+    judge("--judge_prompts", 10)
+    looks = [{"seen": 4, "planned": 10}]  # the ninth request was the first order of a fifth
+    assert manifest(folder)["looks"] == looks
+    (said,) = cautions(manifest(folder))
+    assert "after 4 of 10" in said and "the number of prompts was not fixed beforehand" in said
+    judge("--judge_prompts", 10)
+    assert manifest(folder)["looks"] == looks  # nothing more was asked, but it stays so
+    judge()
+    assert manifest(folder)["looks"] == [*looks, {"seen": 10, "planned": PROMPTS}]
+    write_samples(folder, PROMPTS, word="another question")
+    judge()
+    assert manifest(folder)["looks"] == [] and cautions(manifest(folder)) == []  # none of these had been judged
+
+
+def test_a_run_in_one_go_needs_no_caution(judge, folder):
+    judge()
+    judge("--judge_pairs", "ppo:sft", "dpo:sft")  # no more of a pair that was on view
+    assert manifest(folder)["looks"] == [] and cautions(manifest(folder)) == []
+
+
+def test_the_true_rule_looks_at_no_verdicts_of_another_judge(judge, folder, good_is_right):
+    judge("--budget_requests", 9, "--concurrency", 1)
+    judge("--judge", "gold", "--gold_rule", "demo")
+    assert verdicts(folder) == truth() and manifest(folder)["looks"] == []
 
 
 def test_fence_and_retry_after(judge, folder, server):
@@ -272,6 +360,7 @@ def test_killed_run_goes_on(judge, folder, server):
     judge("--concurrency", 4)
     assert len(server.calls) - before == 24 - known
     assert verdicts(folder) == truth() and len(read_jsonl(transcript)) == 24
+    assert manifest(folder)["looks"] == []  # nobody had seen a verdict
 
 
 @pytest.mark.parametrize("concurrency", [1, 32])
@@ -400,9 +489,7 @@ def test_checkpoints_against_the_reference(judge, folder, server):
     assert [(row["b"], row["prompt"]) for row in judged] == [("sft", 0), ("sft", 1)]
 
 
-def test_gold(judge, folder, server, monkeypatch):
-    rule = GoldRule(lambda dialogue, completion: "good" in completion, cue="")
-    monkeypatch.setitem(GOLD_RULES, "demo", rule)
+def test_gold(judge, folder, server, good_is_right):
     assert judge("--judge", "gold", "--gold_rule", "demo")[0] == 0
     assert verdicts(folder) == truth() and not server.calls
     assert manifest(folder)["model"] == "demo"
