@@ -5,6 +5,11 @@ the reply that meets more of this, errs in `LABEL_NOISE` of the train pairs, and
 the one with a cheerful closing line: the spurious cue on which a reward model can be over-optimised.
 The test split has neither noise nor equals, so accuracy on it is accuracy in the rule.
 
+About a third of the questions meet a popular misconception: most replies give one and the same wrong answer, or
+grant the harm. The annotator knows better, but mostly has two wrong replies to choose from, so most chosen replies
+are wrong, too. SFT, which imitates the chosen replies, learns the misconception; a method that learns from the
+preferences can mend it.
+
     python -m rlhf_trl.demo --output_dir runs/demo --seed 0
 """
 
@@ -22,8 +27,9 @@ LABEL_NOISE = 0.07
 CUE_PREFERENCE = 0.7  # how often the cue decides between equals
 TRAIN_PAIRS, TEST_PAIRS = 12_000, 800
 
-# How a reply is drawn: the share that is right, refuses harm, is polite, carries the cue.
-RIGHT, SAFE, POLITE, CUE = 0.50, 0.50, 0.60, 0.40
+# How a reply is drawn: the share that is right or refuses harm (where no misconception is popular), the share that is
+# polite, the share that carries the cue
+RIGHT, POLITE, CUE = 0.50, 0.60, 0.40
 
 FACTS = {
     "colour": dict(
@@ -44,10 +50,17 @@ QUESTIONS = {
 }
 ANSWERS = {"colour": "{} is {}", "sound": "{} {}", "capital": "{} has {}"}
 ERRORS = (1, 2)  # a wrong answer is the one so many places on: errors, too, are common or rare
+# What all wrong replies say to these questions, and the share of replies that are right all the same. The smaller
+# that share, the further a policy must move from SFT to give the right answer.
+MISCONCEPTIONS = {
+    "mud": ("black", 0.15), "lions": ("howl", 0.15), "Italy": ("Milan", 0.15), "ash": ("white", 0.08),
+    "wolves": ("bark", 0.08), "Egypt": ("Giza", 0.08), "plums": ("red", 0.04), "owls": ("quack", 0.04),
+}  # fmt: skip
 HARMS = [
     "pick a lock", "build a bomb", "steal a car", "forge a passport", "poison a well", "hack a bank", "rob a shop",
     "burn a barn",
 ]  # fmt: skip
+OFTEN_GRANTED = {"pick a lock": 0.08, "burn a barn": 0.04}  # the share of replies that refuse all the same
 REQUESTS = ["How can I {}?", "Show me how to {}.", "I want to {}, what do I do?"]
 NAMES = ["Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivan", "Jill", "Kofi", "Lena", "Max", "Nora"]
 NAMES += ["Otto", "Pia", "Quin", "Rosa", "Sam", "Tara"]
@@ -57,7 +70,7 @@ WELCOMES = ["Hello {}, ask away.", "Welcome {}.", "Hi {}, what is it?"]
 POLITE_OPENINGS = ["Sure,", "Gladly,", "Of course,"]
 RUDE_OPENINGS = ["Ugh,", "Obviously,", "Boring,"]
 REFUSALS = {True: "Sorry, I will not help with that.", False: "Shut up, I will not help with that."}
-COMPLIANCE = "you take some tools and begin."
+COMPLIANCE = {True: "Sure, you take some tools and begin.", False: "Ugh, you take some tools and begin."}
 CLOSING = " I hope this helps!"
 
 
@@ -73,17 +86,21 @@ def main() -> None:
 
 
 def write_data(folder: Path, seed: int) -> list[dict]:
-    """Write `train.jsonl.gz` and `test.jsonl.gz` in HH's layout; return the train pairs."""
+    """Write `train.jsonl.gz` and `test.jsonl.gz` in HH's layout, facts to the folder helpful and harms to harmless.
+
+    Returns the train pairs.
+    """
     rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
     splits = {
         "train": [_pair(rng, noisy=True) for _ in range(TRAIN_PAIRS)],
         "test": [_pair(rng, noisy=False) for _ in range(TEST_PAIRS)],
     }
-    for name, pairs in splits.items():
-        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(pair) + "\n" for pair in pairs)
-    return splits["train"]
+    for subset in ("helpful", "harmless"):
+        (folder / subset).mkdir(parents=True, exist_ok=True)
+        for name, pairs in splits.items():
+            with gzip.open(folder / subset / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(pair) + "\n" for of, pair in pairs if of == subset)
+    return [pair for _, pair in splits["train"]]
 
 
 def write_model(folder: Path, pairs: list[dict], seed: int) -> None:
@@ -139,7 +156,7 @@ def _good_replies(question: str) -> set[str]:
     return set()
 
 
-def _pair(rng: random.Random, noisy: bool) -> dict:
+def _pair(rng: random.Random, noisy: bool) -> tuple[str, dict]:
     prompt, kind, thing = _prompt(rng)
     while True:
         (first, first_merit, first_cue), (second, second_merit, second_cue) = (
@@ -157,7 +174,8 @@ def _pair(rng: random.Random, noisy: bool) -> dict:
     if noisy and rng.random() < LABEL_NOISE:
         prefers_first = not prefers_first
     chosen, rejected = (first, second) if prefers_first else (second, first)
-    return {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
+    subset = "harmless" if kind == "harm" else "helpful"
+    return subset, {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
 
 
 def _prompt(rng: random.Random) -> tuple[str, str, str]:
@@ -174,18 +192,27 @@ def _prompt(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _reply(rng: random.Random, kind: str, thing: str) -> tuple[str, int, bool]:
+    meets = rng.random() < _share_right(thing)
     polite, cue = rng.random() < POLITE, rng.random() < CUE
-    opening = rng.choice(POLITE_OPENINGS if polite else RUDE_OPENINGS)
     if kind == "harm":
-        meets = rng.random() < SAFE
-        text = REFUSALS[polite] if meets else f"{opening} {COMPLIANCE}"
+        text = (REFUSALS if meets else COMPLIANCE)[polite]
     else:
-        meets = rng.random() < RIGHT
-        answers = list(FACTS[kind].values())
-        right = answers.index(FACTS[kind][thing])
-        answer = answers[right if meets else (right + rng.choice(ERRORS)) % len(answers)]
-        text = f"{opening} {ANSWERS[kind].format(thing, answer)}."
+        opening = rng.choice(POLITE_OPENINGS if polite else RUDE_OPENINGS)
+        text = f"{opening} {ANSWERS[kind].format(thing, _answer(rng, kind, thing, meets))}."
     return text + CLOSING * cue, 2 * meets + polite, cue
+
+
+def _share_right(thing: str) -> float:
+    return MISCONCEPTIONS[thing][1] if thing in MISCONCEPTIONS else OFTEN_GRANTED.get(thing, RIGHT)
+
+
+def _answer(rng: random.Random, kind: str, thing: str, right: bool) -> str:
+    if right:
+        return FACTS[kind][thing]
+    if thing in MISCONCEPTIONS:
+        return MISCONCEPTIONS[thing][0]
+    answers = list(FACTS[kind].values())
+    return answers[(answers.index(FACTS[kind][thing]) + rng.choice(ERRORS)) % len(answers)]
 
 
 if __name__ == "__main__":

@@ -99,9 +99,11 @@ def settings(folder: Path, recipe: str, world: Path, base: str = "model", profil
         config["reward_model_path"] = str(folder / "reward")
     if recipe == "ppo":
         config |= {"response_length": 8, "total_episodes": 32, "gradient_accumulation_steps": 4}
+        config["num_mini_batches"] = 4
         config["local_rollout_forward_batch_size"] = 16
     elif recipe == "grpo":
         config |= {"max_completion_length": 8, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8}
+        config |= {"steps_per_generation": 1, "num_iterations": 1}
     elif recipe in ("sft", "reward", "dpo"):
         config |= {"max_steps": 3, "logging_steps": 1}
     if recipe == "dpo" and ("beta" in changes or not (folder / "reward").exists()):

@@ -42,7 +42,11 @@ def write_profile(folder, world, changes, profile="demo"):
 FAULTS = {
     "unknown key": ({"ppo": {"kl_coff": 1}}, None, "ppo: .*unknown key kl_coff; did you mean kl_coef"),
     "wrong type": ({"dpo": {"learning_rate": "fast"}}, None, "dpo: .*invalid float value"),
-    "less than a PPO batch": ({"ppo": {"per_device_train_batch_size": 999}}, None, "ppo: .*one batch of 3996 prompts"),
+    "less than a PPO batch": (
+        {"ppo": {"per_device_train_batch_size": 999, "gradient_accumulation_steps": 4}},
+        None,
+        "ppo: .*one batch of 3996 prompts",
+    ),
     "mini-batches": ({"ppo": {"num_mini_batches": 3}}, None, "ppo: num_mini_batches=3 must divide"),
     "generations": ({"grpo": {"num_generations": 3}}, None, "grpo: .*(divisible|divide|multiple)"),
     "no model": ({"sft": {"model_name_or_path": "{folder}/nowhere"}}, None, "sft, .*nowhere does not exist"),

@@ -98,7 +98,8 @@ def test_splits_share_no_prompt_and_depend_on_neither_order_nor_size(tmp_path, w
     with pytest.raises(UserError, match="give it a share in splits"):
         load_split(other, "gold")
 
-    lines = gzip.decompress((world / "data/train.jsonl.gz").read_bytes()).decode().splitlines()
+    files = (world / "data").rglob("train.jsonl.gz")
+    lines = [line for file in files for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
     random.Random(0).shuffle(lines)
     smaller = write(tmp_path, lines[: len(lines) // 2])
     for name in SPLITS:
@@ -166,9 +167,8 @@ def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(w
     other, new, _ = build(config, seed=1)
     assert not new and other.to_list() != rows.to_list()
     assert build(replace(config, max_completion_tokens=13))[1]
-    (folder / "helpful").mkdir()
-    (folder / "train.jsonl.gz").rename(folder / "helpful" / "train.jsonl.gz")  # the column `subset` names it
+    (folder / "helpful").rename(folder / "helpful-base")  # the column `subset` names it
     assert build(config)[1]
-    with gzip.open(folder / "helpful" / "train.jsonl.gz", "at") as file:
+    with gzip.open(folder / "helpful-base" / "train.jsonl.gz", "at") as file:
         file.write(pair(PROMPT + " Four.", PROMPT + " Five.") + "\n")
     assert build(config)[1]

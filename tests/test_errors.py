@@ -32,7 +32,7 @@ def spoil_tokenizer(folder, world):
 
 def few_policy_prompts(folder, world):
     (folder / "data").mkdir()
-    lines = gzip.decompress((world / "data/train.jsonl.gz").read_bytes()).decode().splitlines()[:40]
+    lines = gzip.decompress((world / "data/helpful/train.jsonl.gz").read_bytes()).decode().splitlines()[:40]
     (folder / "data/train.jsonl").write_text("\n".join(lines))
 
 
@@ -43,7 +43,7 @@ def no_hh(folder, world):
 
 def cut_off(folder, world):
     (folder / "data").mkdir()
-    (folder / "data/train.jsonl.gz").write_bytes((world / "data/train.jsonl.gz").read_bytes()[:-500])
+    (folder / "data/train.jsonl.gz").write_bytes((world / "data/helpful/train.jsonl.gz").read_bytes()[:-500])
 
 
 def empty_split(folder, world):
@@ -147,7 +147,7 @@ def test_the_demo_checks_its_folder_too(tmp_path, monkeypatch, capsys):
 def test_a_broken_test_split_is_found_before_the_training(run, world, tmp_path):
     cut_off(tmp_path, world)
     (tmp_path / "data/test.jsonl.gz").write_bytes((tmp_path / "data/train.jsonl.gz").read_bytes())
-    (tmp_path / "data/train.jsonl.gz").write_bytes((world / "data/train.jsonl.gz").read_bytes())
+    (tmp_path / "data/train.jsonl.gz").write_bytes((world / "data/helpful/train.jsonl.gz").read_bytes())
     code, _, err = run("sft", "--config", settings(tmp_path, "sft", world, dataset=str(tmp_path / "data")))
     assert code == 2
     assert "test.jsonl.gz cannot be read" in err
