@@ -8,6 +8,9 @@ from markdown_it.common.utils import escapeHtml
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+# Figures of several panels: a phone scrolls them, as it could not show them legibly
+WIDE = ("_curves.png", "optimisation.png", "reward_distributions.png", "reward_kl.png")
+
 
 class _Renderer(RendererHTML):
     """Tables scroll in boxes of their own and are labelled, and images are figures that hold their own data."""
@@ -21,9 +24,11 @@ class _Renderer(RendererHTML):
         return "</table></div>\n"
 
     def image(self, tokens: Sequence[Token], i: int, options, env: dict) -> str:
-        caption = escapeHtml(tokens[i].content)
-        image = f'<img src="{env["images"][tokens[i].attrs["src"]]}" alt="{caption}">'
-        return f'<figure><div class="scroll">{image}</div><figcaption>{caption}.</figcaption></figure>\n'
+        caption, source = escapeHtml(tokens[i].content), tokens[i].attrs["src"]
+        opening = '<figure class="wide">' if source.endswith(WIDE) else "<figure>"
+        image = f'<div class="scroll"><img src="{env["images"][source]}" alt="{caption}"></div>'
+        # the same words need not be read out twice
+        return f'{opening}{image}<figcaption aria-hidden="true">{caption}.</figcaption></figure>\n'
 
 
 def body(text: str, images: dict[str, str]) -> dict:
@@ -45,8 +50,10 @@ def body(text: str, images: dict[str, str]) -> dict:
                 first = min(first, i)
         elif token.type == "table_open":
             token.meta = {"caption": title}
-        elif token.type == "th_open":
+        elif token.type == "th_open" and tokens[i + 1].content:
             token.attrSet("scope", "col")
+        elif token.type == "th_open":
+            token.tag = tokens[i + 2].tag = "td"  # a corner that heads nothing
         elif token.type == "td_open" and tokens[i - 1].type == "tr_open":
             token.tag = tokens[i + 2].tag = "th"
             token.attrSet("scope", "row")

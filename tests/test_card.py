@@ -9,7 +9,14 @@ from scipy.special import expit
 
 from eval import __main__ as command
 from eval.files import read_jsonl
-from eval.metrics import PairwiseAccuracy, WinRate, expected_calibration_error, reliability, temperature
+from eval.metrics import (
+    PairwiseAccuracy,
+    WinRate,
+    calibrated_error,
+    expected_calibration_error,
+    reliability,
+    temperature,
+)
 from eval.reward_model import analyse, deciles, macro, patterns, spearman
 
 
@@ -37,6 +44,21 @@ def test_calibration_error_of_a_worked_example():
     assert [b["accuracy"] for b in bins] == [0.5, 0.75]
     assert [b["confidence"] for b in bins] == pytest.approx([0.6, 0.9])
     assert expected_calibration_error(bins) == pytest.approx((2 * 0.1 + 4 * 0.15) / 6)
+
+
+def test_calibration_error_beside_that_of_a_calibrated_model():
+    """Of 100 calibrated models, on 400 pairs each, about 5 have an ECE above the upper end; overconfident ones all."""
+    errors, expected, overconfident = [], [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        log_odds = rng.normal(0, 2, 400)
+        margins = np.where(rng.random(400) < expit(log_odds), log_odds, -log_odds)
+        errors.append(expected_calibration_error(reliability(margins)))
+        expected.append(calibrated_error(margins, samples=199))
+        overconfident.append(expected_calibration_error(reliability(3 * margins)))
+    assert np.mean(errors) == pytest.approx(np.mean([e["mean"] for e in expected]), rel=0.1)
+    assert sum(error > e["upper"] for error, e in zip(errors, expected, strict=True)) <= 12  # more: below 0.2%
+    assert all(error > e["upper"] > e["mean"] for error, e in zip(overconfident, expected, strict=True))
 
 
 @pytest.mark.parametrize("true", [0.5, 3.0])
@@ -169,7 +191,9 @@ def test_our_model_and_a_foreign_one_give_the_same_card(reward_model, evaluate, 
     for stem in ("reward_distributions", "reliability"):
         assert (result / f"{stem}.png").exists()
         assert (result / f"{stem}.svg").exists()
-    assert f"accuracy {card['accuracy']:.3f}" in (result / "CARD.md").read_text()
+    text, calibrated = (result / "CARD.md").read_text(), card["ece_calibrated"]
+    assert f"accuracy {card['accuracy']:.3f}" in text
+    assert f"would show {calibrated['mean']:.3f}" in text and f"at most {calibrated['upper']:.3f}" in text
     assert capsys.readouterr().out.rstrip().endswith(str(result / "CARD.md"))
 
 

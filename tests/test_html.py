@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from eval import figures, stats
 from eval.config import EvalConfig
 from eval.files import read_jsonl, write_json, write_jsonl
 from eval.report import write_report
+from rlhf_trl import kl
 from tests.browser import Browser, find
 
 NAMES = ["sft", "ppo", "grpo", "dpo"]
-PROMPTS = 30
+PROMPTS, REPLIES = 30, 2
 NASTY = [
     "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 1'>",
     "<!-- <script> &lt;b&gt; {{ 7 * 7 }} ${7 * 7} \\u003c https://example.com/x.png",
@@ -26,57 +28,96 @@ NASTY = [
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1200" height="300"><rect width="9" height="9"/></svg>'
 
 
-def row(rng, i: int, name: str, gold: bool, index: int) -> dict:
+def rows(rng, name: str, gold: bool, prompts: int = PROMPTS, replies: int = 1) -> list[dict]:
+    return [row(rng, i, reply, name, gold) for i in range(prompts) for reply in range(replies)]
+
+
+def row(rng, i: int, reply: int, name: str, gold: bool) -> dict:
     text = NASTY[i % len(NASTY)]
     return {
-        "index": index,
+        "reply": reply,
+        "subset": "<i>a</i>" if i % 3 else "b",
         "dialogue": f"\n\nHuman: Question {i:02} {text}\n\nAssistant:",
-        "completion": f" {name} says {text}" if text else "",
+        "completion": f" {name} says{' again' * reply} {text}" if text else "",
         "finished": bool(rng.random() < 0.8),
         "proxy": round(float(rng.normal()), 1),  # with ties
         "gold": float(rng.random() < 0.5) if gold else None,
-        "log_ratio": float(rng.normal(1, 0.3)),
+        "cue": bool(rng.random() < 0.5) if gold else None,
+        "refused": bool(rng.random() < 0.1),
+        "kl": float(rng.exponential()),
         "completion_tokens": int(rng.integers(1, 20)),
     }
 
 
+def settings(name: str) -> dict:
+    """What a run's `config.yaml` has, as far as a report reads it."""
+    common = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "processes": 1, "max_steps": -1}
+    common |= {"learning_rate": 1e-3, "lr_scheduler_type": "linear", "use_peft": name == "dpo", "lora_r": 4}
+    own = {
+        "ppo": {"total_episodes": 64, "num_ppo_epochs": 2, "num_mini_batches": 2, "kl_coef": 0.1},
+        "grpo": {"num_generations": 4, "num_iterations": 1, "beta": 0.1},
+    }
+    needed = kl.NEEDED[{"ppo": "kl_coef", "grpo": "num_generations"}.get(name, "beta")]
+    return common | own.get(name, {"num_train_epochs": 1, "beta": 0.1}) | needed
+
+
 def made_up_run(root: Path, full: bool) -> Path:
-    """A report of five policies; without `full` there is no gold reward, no judge, nothing else but runs."""
+    """A report of five policies, of two replies to each prompt; without `full` of one reply, and there is no gold
+    reward, no judge, nothing else but runs."""
     rng = np.random.default_rng(0)
+    replies = REPLIES if full else 1
     for name in ("base", *NAMES):
-        write_jsonl(root / f"scores/{name}.jsonl", [row(rng, i, name, full, i) for i in range(PROMPTS)])
+        write_jsonl(root / f"scores/{name}.jsonl", rows(rng, name, full, replies=replies))
     data = {"dataset": "<b>data</b>", "rows": 1000, "prompts": PROMPTS, "sha256": "0" * 64}
     machine = {"cpu": "<b>cpu</b>", "threads": 2, "gpus": ["gpu"]}
-    samples = {"seed": 0, "data": data, "versions": {"trl": "1"}, "machine": machine, "settings": {"temperature": 1.0}}
+    samples = {
+        "seed": 0,
+        "data": data,
+        "versions": {"trl": "1"},
+        "machine": machine,
+        "settings": {"temperature": 1.0, "replies": replies},
+    }
     write_json(root / "samples/manifest.json", samples)
     models = {"reference": {"path": str(root / "sft"), "sha256": "sft"}, "reward_model": {"sha256": "reward"}}
+    models["kl"] = {"ppo": "sampled", "grpo": "exact"}
     write_json(root / "scores/manifest.json", models)
     for name in ("reward", *NAMES):
         train = {"seconds": 10.5, "peak_memory_mb": 700, "tokens": 123456}
+        train |= {"optimizer_steps": 16, "learning_rate_sum": 0.008}
         manifest = {"seed": 1, "created": "2026-01-01", "data": data, "sha256": name, "train": train}
         manifest["parents"] = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
+        if full and name in NAMES[1:]:
+            manifest["parents"]["reward_model"] = {"path": "reward", "sha256": "reward"}
         write_json(root / name / "manifest.json", manifest)
+        if full:
+            (root / name / "config.yaml").write_text(yaml.safe_dump(settings(name)))
         for curves in (root / name / "curves.svg", root / name / "curves.png"):
             curves.write_text(SVG)
     if full:
         pairs = [(b, a) for a, b in itertools.combinations(NAMES, 2)]
         orders = [["a", "a"], ["a", "b"], ["b", "b"], ["tie", "a"]]
         verdicts = [
-            {"a": a, "b": b, "prompt": i, "orders": orders[i % 4], "score": [1.0, 0.5, 0.0, 0.75][i % 4]}
+            {"a": prefix + a, "b": prefix + b, "prompt": i, "reply": reply}
+            | {"orders": orders[(i + reply) % 4], "score": [1.0, 0.5, 0.0, 0.75][(i + reply) % 4]}
+            for prefix, of_each in (("", REPLIES), ("greedy/", 1))
             for a, b in pairs
             for i in range(20)
+            for reply in range(of_each)
         ]
         write_jsonl(root / "judge/verdicts.jsonl", verdicts)
         manifest = {"judge": "openai", "model": "m", "failures": {"ppo:sft": {"unparsable": 2}}, "pending": 1}
+        manifest |= {"failed": {"ppo:sft": [[20, 0]]}, "looks": [{"seen": 9, "planned": 20}]}
         write_json(root / "judge/manifest.json", manifest)
-        best = [row(rng, i // 4, "sft", full, i) for i in range(40)]
-        write_jsonl(root / "scores/best_of.jsonl", best)
+        write_jsonl(root / "scores/best_of.jsonl", rows(rng, "sft", full, prompts=10, replies=4))
+        write_jsonl(root / "scores/colder/sft-0.7.jsonl", rows(rng, "sft", full, replies=REPLIES))
         for name in NAMES[1:]:
-            write_jsonl(root / f"scores/checkpoints/{name}-6.jsonl", [row(rng, i, name, full, i) for i in range(10)])
+            write_jsonl(root / f"scores/checkpoints/{name}-6.jsonl", rows(rng, name, full, prompts=10, replies=REPLIES))
         for name in ("base", *NAMES):
+            write_jsonl(root / f"scores/greedy/{name}.jsonl", rows(rng, name, full))
             write_jsonl(root / f"scores/probes/{name}.jsonl", [{"group": "kept_abilities", "passed": True}])
         baselines = {name: {"accuracy": 0.5} for name in ("pick_longer", "pick_shorter")}
         card = {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90, "log_loss": 0.6, "ece": 0.1, "length": baselines}
+        card["ece_calibrated"] = {"mean": 0.03, "upper": 0.06}
         card["manifest"] = {"reward_model": {"sha256": "reward"}}
         write_json(root / "reward-model/card.json", card)
         write_json(root / "data/data.json", {"rows": 5})
@@ -104,6 +145,12 @@ def browser(tmp_path_factory):
     yield browser
     browser.close()
     shutil.rmtree(profile, ignore_errors=True)
+
+
+def first_replies(root: Path) -> dict[str, list[dict]]:
+    """Of each policy those that the page shows."""
+    scores = {name: read_jsonl(root / f"scores/{name}.jsonl") for name in ("base", *NAMES)}
+    return {name: [row for row in rows if row["reply"] == 0] for name, rows in scores.items()}
 
 
 @pytest.fixture
@@ -143,7 +190,7 @@ def test_it_says_what_is_missing(pages):
     for word in words:
         assert bare.count(word) == 2  # on top and in its section
         assert word not in full
-    assert "gold reward minus" not in bare and "gold reward minus" in full
+    assert "gold minus" not in bare and "gold minus" in full
 
 
 @pytest.mark.parametrize("name", ["full", "bare"])
@@ -181,8 +228,7 @@ def test_more_shows_more(page):
 
 
 def test_sort_orders_by_the_scores(page, pages):
-    root = pages["full"].parents[1]
-    scores = {name: read_jsonl(root / f"scores/{name}.jsonl") for name in ("base", *NAMES)}
+    scores = first_replies(pages["full"].parents[1])
     keys = {"prompt order": list(range(PROMPTS))}
     for name, rows in scores.items():
         keys[f"proxy of {name}"] = [row["proxy"] for row in rows]
@@ -198,22 +244,22 @@ def test_sort_orders_by_the_scores(page, pages):
 
 
 def test_texts_are_shown_as_they_are(page, pages):
-    root = pages["full"].parents[1]
+    first = first_replies(pages["full"].parents[1])
     for i in range(len(NASTY)):
-        rows = {name: read_jsonl(root / f"scores/{name}.jsonl")[i] for name in ("base", *NAMES)}
+        shown = {name: of_one[i] for name, of_one in first.items()}
         article = f"list.children[{i}]"
         texts = page.run(f"[...{article}.querySelectorAll('.text')].map(text => text.textContent)")
-        replies = [row["completion"].strip() or "(empty)" for row in rows.values()]
-        assert texts == [rows["sft"]["dialogue"].strip(), *replies]
+        replies = [row["completion"].strip() or "(empty)" for row in shown.values()]
+        assert texts == [shown["sft"]["dialogue"].strip(), *replies]
         scores = page.run(f"[...{article}.querySelectorAll('.reply .muted')].map(line => line.textContent)")
         assert scores == [
             f"proxy {row['proxy']:.2f} · gold {row['gold']:.0f}" + ("" if row["finished"] else " · cut off")
-            for row in rows.values()
+            for row in shown.values()
         ]
         chips = page.run(f"[...{article}.querySelectorAll('.chips li')].map(chip => chip.textContent)")
         won = ["1 : 0", "0.5 : 0.5", "0 : 1", "0.75 : 0.25"][i % 4]
         assert set(chips) == {f"{a} {won} {b}" for b, a in itertools.combinations(NAMES, 2)}
-    assert page.run("document.querySelectorAll('b, #list img, #list script, img[src=x]').length") == 0
+    assert page.run("document.querySelectorAll('b, i, #list img, #list script, img[src=x]').length") == 0
     assert page.run("window.attacked === undefined")
 
 
@@ -227,12 +273,43 @@ def test_it_fits_a_phone(browser, pages, name):
     assert browser.run(wide) > 0  # tables scroll in their own boxes
 
 
+def test_it_fits_a_sheet_of_paper(page):
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.resize(680)  # A4 less its margins
+    assert page.run("document.documentElement.scrollWidth") <= 680
+    assert page.run("['nav', '.controls', '#more'].every(part => !document.querySelector(part).offsetHeight)")
+    page.call("Emulation.setEmulatedMedia", media="")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_as_light_or_dark_as_the_reader_has_it(page, scheme):
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    background, text = (
+        sum(page.run(f"getComputedStyle(document.body).{part}.match(/\\d+/g).map(Number)"))
+        for part in ("backgroundColor", "color")
+    )
+    page.call("Emulation.setEmulatedMedia", features=[])
+    assert abs(background - text) > 450 and (background > text) == (scheme == "light")
+
+
+def test_it_says_which_of_several_replies_it_shows(pages):
+    assert "the first of the 2 replies" in pages["full"].read_text()
+    assert "the first of the" not in pages["bare"].read_text()
+
+
 def test_it_is_labelled(page):
     assert page.run("[...document.querySelectorAll('input, select')].every(control => control.labels.length === 1)")
     assert page.run("[...document.querySelectorAll('table')].every(table => table.caption.textContent)")
-    assert page.run("[...document.querySelectorAll('th')].every(cell => cell.scope)")
+    boxes = page.run("[...document.querySelectorAll('[role=region]')].map(box => box.ariaLabel)")
+    assert len(boxes) == page.run("document.querySelectorAll('table').length") == len(set(boxes)) > 10
+    assert page.run("[...document.querySelectorAll('th')].every(cell => cell.scope && cell.textContent)")
+    assert page.run("[...document.querySelectorAll('tbody tr')].every(row => row.cells[0].scope === 'row')")
     assert page.run("[...document.images].every(image => image.alt)")
     levels = page.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(title => +title.tagName[1])")
     assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
     links = page.run("[...document.links].map(link => document.getElementById(link.hash.slice(1)) !== null)")
     assert links and all(links)
+    sections = page.run("[...document.querySelectorAll('h2')].map(title => title.id)")
+    assert page.run("[...document.links].map(link => link.hash.slice(1))") == sections  # in the same order
+    ids = page.run("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))

@@ -208,7 +208,7 @@ def test_checkpoints_are_models_and_no_more(chain):
 def test_evaluation_and_report(chain, run, world):
     """All commands of the evaluation, in order, on what the recipes made."""
     folder, _ = chain
-    config = settings(folder, "eval", world)
+    config = settings(folder, "eval", world, replies=2, judge_replies=2, judge_greedy=True)
     commands = ["data", "reward-model", "samples", "score", "judge", "report"]
     extra = {"data": ["--tokenizer", folder / "sft"]}
     outputs = {command: run(command, "--config", config, *extra.get(command, [])) for command in commands}
@@ -217,9 +217,10 @@ def test_evaluation_and_report(chain, run, world):
 
     scores = {name: read_jsonl(folder / f"scores/{name}.jsonl") for name in ("base", "sft", "ppo", "grpo", "dpo")}
     dialogues = [row["dialogue"] for row in scores["sft"]]
-    assert len(dialogues) == 8
+    assert len(dialogues) == 8 * 2
     for rows in scores.values():
         assert [row["dialogue"] for row in rows] == dialogues
+        assert [row["reply"] for row in rows] == [0, 1] * 8
     assert all(row["kl"] == 0 for row in scores["sft"])
     assert all(row["kl"] > 0 for name in ("base", "ppo", "grpo", "dpo") for row in scores[name])
     described = json.loads((folder / "scores/manifest.json").read_text())["kl"]
@@ -235,12 +236,20 @@ def test_evaluation_and_report(chain, run, world):
     assert summary["missing"] == {}
     for name, policy in summary["policies"].items():
         proxy = [row["proxy"] for row in scores[name]]
-        assert policy["proxy_reward"]["mean"] == pytest.approx(sum(proxy) / 8)
+        assert policy["proxy_reward"]["mean"] == pytest.approx(sum(proxy) / 16)
         assert policy["proxy_reward"]["ci"][0] <= policy["proxy_reward"]["mean"] <= policy["proxy_reward"]["ci"][1]
-    assert summary["policies"]["sft"]["vs_sft"]["gold"]["diff"] == 0
+    assert {len(pairs) for pairs in summary["measures"].values()} == {6} and summary["prompts"] == 8
+    assert summary["signs"]["measure"] == "win rate" and len(summary["judge"]["greedy"]) == 6
+    assert len(read_jsonl(folder / "judge/verdicts.jsonl")) == 6 * (8 * 2 + 8)
+    assert [condition["what"] for condition in summary["conditions"] if not condition["holds"]] == []
+    assert summary["matched"] and summary["differences"]["optimizer steps"] == {"ppo": 16, "grpo": 2, "dpo": 3}
+    assert set(summary["untrained"]) == {
+        "base",
+        *("sft at temperature 0.7", "sft at temperature 0.3", "sft, best of 4 by the proxy"),
+    }
     assert set(summary["optimisation"]["curves"]) == {"ppo", "grpo", "dpo", "best_of_n"}
     text = (folder / "report/ANALYSIS.md").read_text()
-    assert f"{summary['policies']['ppo']['proxy_reward']['mean']:.2f} [" in text
+    assert f"{summary['policies']['ppo']['proxy_reward']['mean']:.2f} [" in text and "no verdict on the methods" in text
     for stem in ("comparisons", "reward_kl", "rewards", "win_rates", "optimisation", "ppo_curves", "reliability"):
         assert (folder / f"report/{stem}.png").exists() and (folder / f"report/{stem}.svg").exists()
 
@@ -254,6 +263,7 @@ def test_any_two_policies_can_be_compared(chain, run, world, tmp_path):
     assert out.strip().splitlines()[-1].endswith("compare/start-tuned/report/ANALYSIS.md")
     summary = json.loads((tmp_path / "compare/start-tuned/report/summary.json").read_text())
     assert [(c["a"], c["b"]) for c in summary["comparisons"]] == [("tuned", "start")]
+    assert set(summary["differences"]["optimizer steps"]) == {"tuned"}
     assert run("compare", policies[0], "--config", config)[0] == 2
     assert run("compare", *policies, "--config", config)[0] == 2  # no reward model
 
