@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from eval.stats import RESAMPLES
 
 NO_VERDICT = (
-    "This is about checkpoints, each trained once, with settings that nobody tuned alike. It is no verdict on the "
-    "methods that made them: with another seed or other settings the order can be another one."
+    "This is about checkpoints, each trained once, with settings that this comparison did not tune. It is no verdict "
+    "on the methods that made them: with another seed or other settings the order can be another one."
 )
 BY = {
     "win rate": "By the judge",
