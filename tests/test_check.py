@@ -156,7 +156,7 @@ def test_the_shipped_profiles_are_sound(profile, run, world, tmp_path, monkeypat
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     options = ["--dataset", world / "data", "--model_name_or_path", tmp_path / "model"]
-    options += ["--sft=--pad_token '<|pad|>'", "--ppo=--gradient_accumulation_steps 2 --num_mini_batches 2"]
+    options += ["--sft=--pad_token '<|pad|>'", "--ppo=--gradient_accumulation_steps 1 --num_mini_batches 1"]
     code, out, err = run("check", "--profile", ROOT / "configs" / profile, "--output_dir", tmp_path / "out", *options)
     assert code == 0, out + err
 
