@@ -3,20 +3,18 @@
 The unit is the prompt: replies to one prompt are averaged first, and differences are paired by prompt.
 """
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
 from eval import conditions, stats
-from eval.comparisons import MEASURES, REACH, compare, judged, per_prompt, per_reply, position_bias, signs
+from eval.comparisons import MEASURES, compare, judged, per_prompt, position_bias, signs
 from eval.config import EvalConfig
-from eval.curves import best_of, best_of_kl, optimisation
+from eval.curves import optimisation
 from eval.files import read_jsonl
+from eval.replies import by_subset, describe, rewards, untrained
 from rlhf_trl.errors import UserError
-
-BEST_OF = (4, 16, 64)  # rows of the table
 
 
 def summarise(root: Path, config: EvalConfig) -> dict:
@@ -37,12 +35,16 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         raise UserError(
             f"the scores' reference is {scored['reference']['path']}, not {names[0]}; run 'make score' again"
         )
-    greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in names}
+    greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in ("base", *names)}
+    drawn_cold = {name: greedy[name] for name in names}
     judge = _read(root / "judge" / "manifest.json") or {}
     verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
-    warm, cold = (_measures(rows, verdicts, config, prefix) for rows, prefix in ((policies, ""), (greedy, "greedy/")))
+    warm = _measures(policies, verdicts, config, "")
+    cold = _measures(drawn_cold, verdicts, config, "greedy/")
     measure = next(name for name in MEASURES if warm[name])
-    compared_greedily = next(name for name in MEASURES if warm[name] and cold[name]) if all(greedy.values()) else None
+    compared_greedily = (
+        next(name for name in MEASURES if warm[name] and cold[name]) if all(drawn_cold.values()) else None
+    )
 
     card = _read(root / "reward-model" / "card.json")
     if card and card["manifest"]["reward_model"]["sha256"] != scored["reward_model"]["sha256"]:
@@ -54,9 +56,11 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     base = read_jsonl(root / "scores" / "base.jsonl")
     shown = ({"base": base} if base else {}) | policies
     described = {
-        name: _policy(rows, config.seed)
+        name: describe(rows, config.seed)
         | {
-            "greedy": _means(greedy.get(name) or read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl"), config.seed),
+            "greedy": rewards(
+                greedy.get(name) or read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl"), config.seed
+            ),
             "kl_is": scored["kl"].get(name),
             "train": runs[name]["train"] if name in runs else None,
         }
@@ -89,8 +93,8 @@ def summarise(root: Path, config: EvalConfig) -> dict:
             {name: settings[name] for name in names[1:] if name in settings}, runs, described, _reward_std(folders)
         ),
         "policies": described,
-        "untrained": _untrained(root, names[0], policies[names[0]], base, config.seed),
-        "subsets": _subsets(shown, config.seed),
+        "untrained": untrained(root, names[0], policies[names[0]], base, config.seed),
+        "subsets": by_subset(shown, config.seed),
         "judge": judge
         | {
             "pairs": warm["win rate"],
@@ -140,83 +144,6 @@ def _measures(
         "gold reward": compare(scores, "gold", margin, seed) if has_gold else [],
         "proxy reward": compare(scores, "proxy", margin, seed),
     }
-
-
-def _means(rows: list[dict], seed: int) -> dict | None:
-    """Mean rewards of some replies."""
-    if not rows:
-        return None
-    has_gold = rows[0]["gold"] is not None
-    return {
-        "proxy_reward": stats.as_dict(stats.mean(per_prompt(rows, "proxy"), seed)),
-        "gold_reward": stats.as_dict(stats.share(per_prompt(rows, "gold"))) if has_gold else None,
-    }
-
-
-def _policy(rows: list[dict], seed: int) -> dict:
-    """What is measured of one policy's replies."""
-    has_kl, has_cue = rows[0]["kl"] is not None, rows[0]["cue"] is not None
-    return {
-        **_means(rows, seed),
-        "kl": stats.as_dict(stats.mean(per_prompt(rows, "kl"), seed)) if has_kl else None,
-        "completion_tokens": stats.as_dict(stats.mean(per_prompt(rows, "completion_tokens"), seed)),
-        "refused": stats.as_dict(stats.share(per_prompt(rows, "refused"))),
-        "cue": stats.as_dict(stats.share(per_prompt(rows, "cue"))) if has_cue else None,
-        "eos_rate": float(per_prompt(rows, "finished").mean()),
-        "distinct_2": _distinct([row["completion"] for row in rows]),
-        "repeated_3": float(np.mean([_repeated(row["completion"]) for row in rows])),
-    }
-
-
-def _untrained(root: Path, reference: str, rows: list[dict], base: list[dict], seed: int) -> dict[str, dict]:
-    """What can be had without training: the base model, the reference sampled colder, and the best of n of its replies
-    by the proxy reward (on the first prompts only). Their rewards minus the reference's, `vs_reference`, are a family
-    of their own."""
-    drawn = {"base": base} if base else {}
-    for path in sorted((root / "scores" / "colder").glob(f"{reference}-*.jsonl"), reverse=True):
-        drawn[f"{reference} at temperature {path.stem.removeprefix(f'{reference}-')}"] = read_jsonl(path)
-    best = read_jsonl(root / "scores" / "best_of.jsonl")
-    ns = [n for n in BEST_OF if best and n <= per_reply(best, "proxy").shape[1]]
-    prompts = len(per_prompt(rows, "proxy"))
-    found = {name: _policy(replies, seed) | {"prompts": prompts} for name, replies in drawn.items()}
-    found |= {f"{reference}, best of {n} by the proxy": _best_of(best, n, seed) for n in ns}
-    if not found:
-        return {}
-    for column in ("proxy", "gold") if rows[0]["gold"] is not None else ("proxy",):
-        differences = [per_prompt(replies, column) - per_prompt(rows, column) for replies in drawn.values()]
-        differences += [best_of(best, column, n) - per_prompt(best, column) for n in ns]
-        padded = np.array([np.pad(d, (0, prompts - len(d)), constant_values=np.nan) for d in differences])
-        family = stats.family(padded.T, seed=seed, **REACH[f"{column} reward"])
-        for entry, difference in zip(found.values(), family, strict=True):
-            entry.setdefault("vs_reference", {"gold": None})[column] = stats.as_dict(difference)
-    return found
-
-
-def _best_of(rows: list[dict], n: int, seed: int) -> dict:
-    has_gold = rows[0]["gold"] is not None
-    gold = np.clip(best_of(rows, "gold", n), 0, 1) if has_gold else None  # weights add up to 1 but for rounding
-    return {
-        "prompts": len(per_prompt(rows, "proxy")),
-        "proxy_reward": stats.as_dict(stats.mean(best_of(rows, "proxy", n), seed)),
-        "gold_reward": stats.as_dict(stats.share(gold)) if has_gold else None,
-        "kl": {"mean": best_of_kl(n), "ci": None},
-    }
-
-
-def _subsets(policies: dict[str, list[dict]], seed: int) -> dict[str, dict]:
-    """By subset of the data: the prompts in it, and each policy's rewards and refusals there; {} for one subset."""
-    names = sorted({row["subset"] for rows in policies.values() for row in rows})
-    result = {}
-    for subset in names if len(names) > 1 else ():
-        parts = {name: [row for row in rows if row["subset"] == subset] for name, rows in policies.items()}
-        result[subset] = {
-            "prompts": len(per_prompt(next(iter(parts.values())), "proxy")),
-            "policies": {
-                name: _means(rows, seed) | {"refused": stats.as_dict(stats.share(per_prompt(rows, "refused")))}
-                for name, rows in parts.items()
-            },
-        }
-    return result
 
 
 def _worst_case(verdicts: list[dict], judge: dict) -> dict[str, list[float]]:
@@ -285,19 +212,6 @@ def _probes(root: Path, names: list[str]) -> dict | None:
             for group, passed in groups.items()
         }
     return result
-
-
-def _distinct(texts: list[str]) -> float | None:
-    """Distinct word bigrams over all word bigrams (Li et al. 2016, arXiv 1510.03055)."""
-    grams = [gram for text in texts for gram in itertools.pairwise(text.split())]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def _repeated(text: str) -> float:
-    """Share of a reply's word trigrams that it has had before (Welleck et al. 2020, arXiv 1908.04319)."""
-    words = text.split()
-    grams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _read(path: Path) -> dict | None:
