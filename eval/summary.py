@@ -36,14 +36,14 @@ def summarise(root: Path, config: EvalConfig) -> dict:
             f"the scores' reference is {scored['reference']['path']}, not {names[0]}; run 'make score' again"
         )
     greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in ("base", *names)}
-    drawn_cold = {name: greedy[name] for name in names}
+    greedy_policies = {name: greedy[name] for name in names}
     judge = _read(root / "judge" / "manifest.json") or {}
     verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
     warm = _measures(policies, verdicts, config, "")
-    cold = _measures(drawn_cold, verdicts, config, "greedy/")
+    cold = _measures(greedy_policies, verdicts, config, "greedy/")
     measure = next(name for name in MEASURES if warm[name])
     compared_greedily = (
-        next(name for name in MEASURES if warm[name] and cold[name]) if all(drawn_cold.values()) else None
+        next(name for name in MEASURES if warm[name] and cold[name]) if all(greedy_policies.values()) else None
     )
 
     card = _read(root / "reward-model" / "card.json")
@@ -58,9 +58,7 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     described = {
         name: describe(rows, config.seed)
         | {
-            "greedy": rewards(
-                greedy.get(name) or read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl"), config.seed
-            ),
+            "greedy": rewards(greedy[name], config.seed),
             "kl_is": scored["kl"].get(name),
             "train": runs[name]["train"] if name in runs else None,
         }
