@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import correctness
 from benchmarks.correctness import BANDITS, METHODS_OF, STRENGTHS, TARGET, Run, describe, total_variation, train
 
 ONE, TWO = BANDITS.values()
@@ -11,8 +12,17 @@ STRENGTH = 1.0
 
 @pytest.mark.parametrize("method", ["corrected PPO", "GRPO"])
 def test_the_optimum_is_reached(method):
+    """With 12 of the benchmark's 30 rounds. Over ten seeds the largest distance was 0.019 (PPO) and 0.030 (GRPO)."""
     assert total_variation(ONE.reference, ONE.optimum(STRENGTH)) > 0.4
     assert train("one token", method, STRENGTH, seed=0, rounds=12).distance() <= TARGET
+
+
+def test_grpo_weighs_the_kl_by_the_size_of_its_groups(monkeypatch):
+    """In groups of two, a `beta` of b would have the optimum of 2 b as its limit. With the `beta` of `kl_strength` the
+    largest distance over ten seeds was 0.053."""
+    monkeypatch.setattr(correctness, "GROUP", 2)
+    assert total_variation(ONE.optimum(2 * STRENGTH), ONE.optimum(STRENGTH)) > 0.2
+    assert train("one token", "GRPO", STRENGTH, seed=0, rounds=12).distance() <= 0.1
 
 
 @pytest.mark.parametrize("bandit", BANDITS.values(), ids=BANDITS)
