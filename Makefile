@@ -73,7 +73,7 @@ help:
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
 	@echo '  correctness, chaos, bench'
-	@echo '           studies of this project: PPO and GRPO on a bandit, kill -9, speed and memory'
+	@echo '           studies of this project: the trainers on bandits, kill -9, speed and memory'
 	@echo
 	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'

@@ -1,4 +1,4 @@
-"""Do the trainers reach an optimum that is known in closed form? A bandit whose answers are single tokens.
+"""Do the trainers reach an optimum that is known in closed form? Bandits whose answers are one or two tokens.
 
 make correctness
 python benchmarks/correctness.py --seeds 0 1 2 3 4 --learning_rate 0.001 --output /tmp/correctness
@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import gc
 import io
+import itertools
 import tempfile
 import time
 import warnings
@@ -16,6 +17,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import datasets
 import matplotlib
@@ -30,27 +32,23 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from eval.figures import SVG
+from rlhf_trl.kl import KLConfig, set_coefficient
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.ppo import CorrectedPPOTrainer
 
-TOKENS = [*"abcdefgh", "<eos>", "<pad>"]
-REWARD = np.array([0, -1, 0.5, 1, -0.5, 1.5, -1, 2, 0, 0])
-# PPO does not take padding for an answer, so that must not be sampled, and Adam must not see its gradient
-REFERENCE = np.array([0.24, 0.20, 0.15, 0.12, 0.10, 0.07, 0.05, 0.04, 0.03, 1e-15])
 PROMPT = 0  # every prompt is this one token
-BETAS = (0.6, 1.0)
-TARGET = 0.1  # up to this total variation the optimum counts as reached
+STRENGTHS = (0.4, 0.6, 1.0)  # of the KL: b in E[reward] - b KL
+TARGET = 0.05  # up to this total variation the optimum counts as reached
 SHARES = (0.1, 0.5)  # of the training, after which the two PPO trainers are compared
 
 # PPO and GRPO alternate between sampling a batch and EPOCHS passes over it, in MINI_BATCHES steps each.
-# DPO makes EPOCHS passes over pairs of as many samples.
 ROUNDS, BATCH, EPOCHS, MINI_BATCHES = 30, 256, 4, 4
 STEPS = ROUNDS * EPOCHS * MINI_BATCHES
 GROUP = 16  # completions of one prompt in GRPO
+PAIRS, PAIR_BATCH = 240_000, 256  # of DPO, which makes one pass over them
 SETTINGS = {
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1.0,
-    "per_device_train_batch_size": BATCH // MINI_BATCHES,
     "use_cpu": True,
     "bf16": False,
     "gradient_checkpointing": False,
@@ -60,10 +58,71 @@ SETTINGS = {
 }
 
 
-def optimum(beta: float) -> np.ndarray:
-    """The policy that maximises E[reward] - beta KL(policy || reference), shape (tokens,)."""
-    weights = REFERENCE * np.exp(REWARD / beta)
-    return weights / weights.sum()
+def joint(conditionals: list[np.ndarray]) -> np.ndarray:
+    """Probabilities of answers, shape (tokens ** length,), from those of each token given the ones before it, shapes
+    (tokens ** 0, tokens), (tokens ** 1, tokens) and so on. Answers are in lexical order."""
+    probabilities = np.ones(1)
+    for conditional in conditionals:
+        probabilities = (probabilities[:, None] * conditional).ravel()
+    return probabilities
+
+
+class Bandit:
+    """A prompt with answers of `length` tokens, whose probability under the reference and whose reward are known.
+
+    `reference` and `reward` have the shape (answers,), in lexical order; in `grid`, (tokens,) * length, each token
+    has an axis. Under the reference rewards have mean 0 and sd 1, as those of the
+    recipes' reward models have.
+    """
+
+    def __init__(self, reference: np.ndarray, reward: np.ndarray) -> None:
+        self.grid, self.length = reference.shape, reference.ndim
+        self.tokens = [*"abcdefghi"[: len(reference)]]
+        self.answers = ["".join(answer) for answer in itertools.product(self.tokens, repeat=self.length)]
+        self.reference, reward = reference.ravel() / reference.sum(), reward.ravel()
+        centred = reward - self.reference @ reward
+        self.reward = centred / np.sqrt(self.reference @ centred**2)
+
+    def optimum(self, strength: float) -> np.ndarray:
+        """The policy that maximises `objective`, shape (answers,)."""
+        weights = self.reference * np.exp(self.reward / strength)
+        return weights / weights.sum()
+
+    def objective(self, policy: np.ndarray, strength: float) -> float:
+        """E[reward] - strength KL(policy || reference) of a policy of shape (answers,)."""
+        return policy @ self.reward - strength * self.kl(policy)
+
+    def kl(self, policy: np.ndarray) -> float:
+        """KL(policy || reference) in nats."""
+        return policy @ np.log(policy / self.reference)
+
+    def conditionals(self) -> list[np.ndarray]:
+        """The reference's probabilities of each token given those before it, as `joint` takes them."""
+        size = len(self.tokens)
+        sums = [self.reference.reshape(size**i, size, -1).sum(-1) for i in range(self.length)]
+        return [some / some.sum(-1, keepdims=True) for some in sums]
+
+    def grpo_limit(self, strength: float) -> np.ndarray:
+        """The optimum for a policy that does not count how a token changes the KL of later ones, shape (answers,)."""
+        chosen, value = [], self.reward
+        for reference in reversed(self.conditionals()):
+            value = value.reshape(reference.shape)
+            weights = reference * np.exp(value / strength)
+            chosen.insert(0, weights / weights.sum(-1, keepdims=True))
+            value = (chosen[0] * value).sum(-1)
+        return joint(chosen)
+
+
+BANDITS = {
+    "one token": Bandit(
+        np.array([0.24, 0.20, 0.15, 0.12, 0.10, 0.07, 0.05, 0.04, 0.03]),
+        np.array([0, -1, 0.5, 1, -0.5, 1.5, -1, 2, 0]),
+    ),
+    # The later the first token (a row) in the alphabet, the more the reward depends on the second
+    "two tokens": Bandit(
+        np.full((4, 4), 1 / 16), np.array([[1, 1, 1, 1], [0, 0, 1, 1], [-1, 0, 1, 2], [-2, -1, 0, 3]])
+    ),
+}
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -71,125 +130,172 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return 0.5 * np.abs(p - q).sum(-1)
 
 
-def distribution(policy: PreTrainedModel) -> np.ndarray:
-    """The exact probabilities of a policy's answers, shape (tokens,)."""
+def prefixes(bandit: Bandit) -> list[torch.Tensor]:
+    """The prompt followed by each start of an answer, of 0, 1, ... tokens, shapes (tokens ** i, 1 + i)."""
+    tokens = range(len(bandit.tokens))
+    return [torch.tensor([*itertools.product([PROMPT], *[tokens] * i)]) for i in range(bandit.length)]
+
+
+def distribution(policy: PreTrainedModel, bandit: Bandit) -> np.ndarray:
+    """The exact probabilities of a policy's answers, shape (answers,)."""
     with torch.no_grad():
-        return policy(torch.tensor([[PROMPT]])).logits[0, -1].double().softmax(-1).numpy()
+        logits = [policy(ids).logits[:, -1].double() for ids in prefixes(bandit)]
+    return joint([some.softmax(-1).numpy() for some in logits])
 
 
-def write_reference(folder: str, seed: int) -> None:
-    """Write a Llama of one layer, its head such that `REFERENCE` is what it answers, and its tokenizer."""
-    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}))
+def write_reference(bandit: Bandit, folder: str, seed: int) -> None:
+    """Write a GPT-2 of one layer, its head such that it answers as the bandit's reference, and its tokenizer.
+
+    The tokenizer's eos and pad are no tokens of the model, so that each answer has the bandit's length.
+    """
+    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*bandit.tokens, "<eos>", "<pad>"])}))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     specials = {"eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **specials)
-    tokenizer.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **specials).save_pretrained(folder)
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=len(TOKENS),
-        max_position_embeddings=4,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    config = transformers.GPT2Config(
+        vocab_size=len(bandit.tokens),
+        n_positions=4,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
         initializer_range=0.1,
+        tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=None,
     )
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        hidden = model.model(torch.tensor([[PROMPT]])).last_hidden_state[0, -1]
-        logits = torch.tensor(np.log(REFERENCE), dtype=hidden.dtype)
-        model.lm_head.weight.copy_(torch.outer(logits, hidden / hidden.square().sum()))
+        hidden = torch.cat([model.transformer(ids).last_hidden_state[:, -1] for ids in prefixes(bandit)]).double()
+        logits = torch.tensor(np.log(np.concatenate(bandit.conditionals())))
+        model.lm_head.weight.copy_((torch.linalg.pinv(hidden) @ logits).T)
     model.save_pretrained(folder)
 
 
 class TrueReward(torch.nn.Module):
-    """`REWARD` the way PPOTrainer calls a reward model: a backbone, and `score` of its last hidden states."""
+    """A bandit's reward the way PPOTrainer calls a reward model: a backbone, and `score` of its last hidden states."""
 
     base_model_prefix = "backbone"
 
-    def __init__(self) -> None:
+    def __init__(self, bandit: Bandit) -> None:
         super().__init__()
-        self.score = torch.nn.Linear(len(TOKENS), 1, bias=False)
-        self.score.weight.data = torch.tensor(REWARD[None], dtype=torch.float32)
+        self.reward = torch.tensor(bandit.reward.reshape(bandit.grid), dtype=torch.float32)
+        self.score = torch.nn.Identity()
 
     def backbone(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
-        """One-hot hidden states, shape (rows, length, tokens)."""
-        return SimpleNamespace(hidden_states=[torch.nn.functional.one_hot(input_ids, len(TOKENS)).float()])
+        """The reward of each row, at all of its positions, as hidden states of shape (rows, length, 1)."""
+        reward = self.reward[tuple(input_ids[:, 1:].T)]
+        return SimpleNamespace(hidden_states=[reward[:, None, None].expand(*input_ids.shape, 1)])
 
 
-def ppo(trainer: type[PPOTrainer], policy: PreTrainedModel, beta: float, rounds: int, settings: dict) -> Trainer:
-    """PPO with beta as the coefficient of the KL in its reward."""
+def ppo(
+    trainer: type[PPOTrainer], bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, settings: dict
+) -> Trainer:
+    """PPO, whose reward holds the KL."""
     args = PPOConfig(
         **settings,
         total_episodes=rounds * BATCH,
+        per_device_train_batch_size=BATCH // MINI_BATCHES,
         gradient_accumulation_steps=MINI_BATCHES,
         num_mini_batches=MINI_BATCHES,
         num_ppo_epochs=EPOCHS,
         local_rollout_forward_batch_size=BATCH,
-        response_length=1,
+        response_length=bandit.length,
         temperature=1.0,
-        kl_coef=beta,
+        kl_coef=None,
         num_sample_generations=0,
     )
+    set_coefficient(KLConfig(strength), args, default=0.0)
     return trainer(
         args=args,
         processing_class=AutoTokenizer.from_pretrained(policy.name_or_path),
         model=policy,
         ref_model=None,
-        reward_model=TrueReward(),
+        reward_model=TrueReward(bandit),
         value_model=AutoModelForSequenceClassification.from_pretrained(policy.name_or_path, num_labels=1),
         train_dataset=Dataset.from_dict({"input_ids": [[PROMPT]] * args.total_episodes}),
     )
 
 
-def grpo(policy: PreTrainedModel, beta: float, rounds: int, settings: dict) -> Trainer:
-    """GRPO with beta as the coefficient of the KL in its loss."""
+def grpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, settings: dict) -> Trainer:
+    """GRPO, whose loss holds the KL."""
     args = GRPOConfig(
         **settings,
         max_steps=rounds * EPOCHS * MINI_BATCHES,
+        per_device_train_batch_size=BATCH // MINI_BATCHES,
         steps_per_generation=MINI_BATCHES,
         num_iterations=EPOCHS,
         num_generations=GROUP,
-        max_completion_length=1,
-        beta=beta,
-        scale_rewards="none",  # TRL's default divides rewards by the group's sd: that is another beta
+        max_completion_length=bandit.length,
+        beta=None,
+        scale_rewards="none",
         disable_dropout=True,
     )
+    set_coefficient(KLConfig(strength), args, default=0.0)
+    rewards = bandit.reward.reshape(bandit.grid)
 
     def reward(completion_ids: list[list[int]], **_) -> list[float]:
-        return [REWARD[ids[0]] for ids in completion_ids]
+        return [rewards[tuple(ids)] for ids in completion_ids]
 
-    prompts = Dataset.from_dict({"prompt": [TOKENS[PROMPT]] * (rounds * BATCH // GROUP)})
+    prompts = Dataset.from_dict({"prompt": [bandit.tokens[PROMPT]] * (rounds * BATCH // GROUP)})
     return GRPOTrainer(policy, reward, args, prompts)
 
 
-def dpo(policy: PreTrainedModel, beta: float, rounds: int, settings: dict) -> Trainer:
+class PairTrainer(DPOTrainer):
+    """DPOTrainer made fast for very many very short answers: its rows are token ids, which TRL need not make of text,
+    and log-probabilities are computed without TRL's loop over the rows."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_) -> Dataset:
+        return dataset
+
+    def compute_loss(self, *args, **kwargs):
+        with patch("trl.trainer.dpo_trainer.selective_log_softmax", log_probabilities):
+            return super().compute_loss(*args, **kwargs)
+
+
+def log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Those of the ids, shape (rows, length), under logits of shape (rows, length, tokens)."""
+    return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def collate(pairs: list[dict]) -> dict[str, torch.Tensor]:
+    """What TRL's collator makes of answers of one length, in a fraction of its time."""
+    ids = torch.tensor([[PROMPT, *pair[answer]] for answer in ("chosen_ids", "rejected_ids") for pair in pairs])
+    answers = torch.ones_like(ids)
+    answers[:, 0] = 0
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": answers}
+
+
+def dpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, settings: dict) -> Trainer:
     """DPO on pairs of the reference's answers, preferred with Bradley and Terry's probability."""
     rng = np.random.default_rng(settings["seed"])
-    pairs = rng.choice(len(TOKENS), (rounds * BATCH // 2, 2), p=REFERENCE / REFERENCE.sum())
+    pairs = rng.choice(len(bandit.reference), (PAIRS * rounds // ROUNDS, 2), p=bandit.reference)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    first, second = REWARD[pairs].T
+    first, second = bandit.reward[pairs].T
     lost = rng.random(len(pairs)) > 1 / (1 + np.exp(second - first))
     pairs[lost] = pairs[lost, ::-1]
-    rows = [{"prompt": TOKENS[PROMPT], "chosen": f" {TOKENS[a]}", "rejected": f" {TOKENS[b]}"} for a, b in pairs]
-    # max_length cuts off the eos that TRL appends: an answer is one token
-    args = DPOConfig(**settings, num_train_epochs=EPOCHS, beta=beta, max_length=2)
-    return DPOTrainer(policy, args=args, train_dataset=Dataset.from_list(rows))
+    chosen, rejected = np.stack(np.unravel_index(pairs.T, bandit.grid), -1).tolist()
+    rows = {"prompt_ids": [[PROMPT]] * len(pairs), "chosen_ids": chosen, "rejected_ids": rejected}
+    args = DPOConfig(**settings, num_train_epochs=1, per_device_train_batch_size=PAIR_BATCH, beta=strength)
+    return PairTrainer(policy, args=args, train_dataset=Dataset.from_dict(rows), data_collator=collate)
 
 
 CORRECTED, PLAIN = "corrected PPO", "TRL's own PPO"
 METHODS = {CORRECTED: partial(ppo, CorrectedPPOTrainer), PLAIN: partial(ppo, PPOTrainer), "GRPO": grpo, "DPO": dpo}
+# Of TRL's own PPO only the steps are of interest
+METHODS_OF = {"one token": [*METHODS], "two tokens": [method for method in METHODS if method != PLAIN]}
 
 
 @dataclass
 class Run:
-    """One training: the policy at each share of it, shape (points, tokens), and the optimizer's steps."""
+    """One training: the policy at each share of it, shape (points, answers), and the optimizer's steps."""
 
+    bandit: str
     method: str
-    beta: float
+    strength: float
     seed: int
     shares: list[float]
     policies: np.ndarray
@@ -197,34 +303,40 @@ class Run:
 
     def distance(self, share: float | np.ndarray = 1.0) -> float | np.ndarray:
         """Total variation from the optimum after a share of the training."""
-        return np.interp(share, self.shares, total_variation(self.policies, optimum(self.beta)))
+        optimum = BANDITS[self.bandit].optimum(self.strength)
+        return np.interp(share, self.shares, total_variation(self.policies, optimum))
 
 
 class Recorder(transformers.TrainerCallback):
     """Records a policy's answers before training and after each step."""
 
-    def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy, self.shares, self.policies = policy, [0.0], [distribution(policy)]
+    def __init__(self, bandit: Bandit, policy: PreTrainedModel) -> None:
+        self.bandit, self.policy, self.shares, self.policies = bandit, policy, [], []
+        self.record(0.0)
+
+    def record(self, share: float) -> None:
+        self.shares.append(share)
+        self.policies.append(distribution(self.policy, self.bandit))
 
     def on_step_end(self, args, state, control, **_) -> None:
-        self.shares.append(state.global_step / state.max_steps)
-        self.policies.append(distribution(self.policy))
+        self.record(state.global_step / state.max_steps)
 
 
-def train(method: str, beta: float, seed: int, rounds: int = ROUNDS, learning_rate: float = 3e-3) -> Run:
-    """Train the reference with one of `METHODS` for `rounds` batches of samples."""
+def train(name: str, method: str, strength: float, seed: int, rounds: int = ROUNDS, learning_rate: float = 3e-3) -> Run:
+    """Train the reference of a bandit with one of `METHODS` for `rounds` batches of samples."""
+    bandit = BANDITS[name]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        write_reference(folder, seed)
+        write_reference(bandit, folder, seed)
         transformers.set_seed(seed)
         policy = transformers.AutoModelForCausalLM.from_pretrained(folder)
         settings = SETTINGS | {"output_dir": folder, "seed": seed, "learning_rate": learning_rate}
-        trainer = METHODS[method](policy, beta, rounds, settings)
-        recorder = Recorder(policy)
+        trainer = METHODS[method](bandit, policy, strength, rounds, settings)
+        recorder = Recorder(bandit, policy)
         trainer.add_callback(recorder)
         gc.freeze()  # PPO collects garbage twice a round; what the imports made would take most of its time
         trainer.train()
     steps = max(int(state["step"]) for state in trainer.optimizer.state.values())
-    return Run(method, beta, seed, recorder.shares, np.array(recorder.policies), steps)
+    return Run(name, method, strength, seed, recorder.shares, np.array(recorder.policies), steps)
 
 
 def main() -> None:
@@ -241,13 +353,14 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
 
     start, runs = time.perf_counter(), []
-    for beta in BETAS:
-        for method in METHODS:
-            for seed in args.seeds:
-                run = train(method, beta, seed, learning_rate=args.learning_rate)
-                runs.append(run)
-                seconds = time.perf_counter() - start
-                print(f"{seconds:4.0f} s: beta {beta}, {method}, seed {seed}: TV {run.distance():.3f}", flush=True)
+    for (bandit, methods), strength in itertools.product(METHODS_OF.items(), STRENGTHS):
+        for method, seed in itertools.product(methods, args.seeds):
+            run = train(bandit, method, strength, seed, learning_rate=args.learning_rate)
+            runs.append(run)
+            seconds = time.perf_counter() - start
+            print(
+                f"{seconds:4.0f} s: {bandit}, b {strength}, {method}, seed {seed}: TV {run.distance():.3f}", flush=True
+            )
     plot(runs, args.output / "correctness.svg")
     page = args.output / "correctness.md"
     page.write_text(describe(runs, args.learning_rate, seconds))
@@ -257,112 +370,168 @@ def main() -> None:
 def describe(runs: list[Run], learning_rate: float, seconds: float) -> str:
     """The page on some runs of all methods, in Markdown; what it claims depends on them."""
     seeds = " ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    one, two = ([run for run in runs if run.bandit == bandit] for bandit in BANDITS)
+    header = """\
+| b | policy | TV, mean | TV, largest | KL from the reference (nats) | E[reward] | E[reward] - b KL |
+|---|---|---|---|---|---|---|"""
     return f"""# Correctness: the trainers against a known optimum
 
-A policy answers one fixed prompt with one token, and each token has a fixed reward. What PPO, GRPO and DPO maximise,
-E[reward] - beta KL(policy || reference), equals a constant minus beta KL(policy || optimum) with
+A policy answers one fixed prompt, and each answer has a fixed reward. Rewards have mean 0 and sd 1 under the reference.
+PPO, GRPO and DPO are to maximise E[reward] - b KL(policy || reference), with one b for all three:
 
-    optimum(token) = reference(token) exp(reward(token) / beta) / normaliser
+- PPO's `kl_coef` is b.
+- GRPO's `beta` is b (G - 1) / G. GRPO subtracts from a reward the mean of a group of G answers, which holds this reward
+  itself. That shrinks the gradient of the reward by (G - 1) / G, and `beta` has to shrink the KL's alike.
+- DPO's `beta` is b, as the rewards behind the preferences have an sd of 1.
+
+The recipes do the same with their `kl_strength`, for PPO and GRPO by the function that is tested here.
+
+The objective is a constant minus b KL(policy || optimum) with
+
+    optimum(answer) = reference(answer) exp(reward(answer) / b) / normaliser
 
 and so has this one solution. How far a policy ends from it, in total variation (TV), is computed exactly from its
-probabilities of the {len(TOKENS)} tokens. The optimum counts as reached up to a TV of {TARGET}.
+probabilities of all answers. The optimum counts as reached up to a TV of {TARGET}.
 
-## What it shows
+![The answers' probabilities, and the distance from the optimum during training](correctness.svg)
 
-{claims(runs)}
+## Answers of one token
 
-![The tokens' probabilities, and the distance from the optimum during training](correctness.svg)
+{claims(one)}
 
-| beta | policy | TV, mean | TV, largest | KL from the reference (nats) | E[reward] | E[reward] - beta KL |
-|---|---|---|---|---|---|---|
-{table(runs)}
+{steps(one)}
 
-Mean and largest TV from the optimum of the same beta are over the seeds {seeds}; the other columns are means.
+{header}
+{table(one)}
+
+## Answers of two tokens
+
+Here it matters how credit and KL are shared among the tokens. There are 16 answers. The first token decides how much
+depends on the second: of four, the first has the best mean reward, the last the best single answer.
+
+{claims(two)}
+
+{limits(two)}
+
+{header}
+{table(two)}
+
+Mean and largest TV from the optimum of the same b are over the seeds {seeds}; the other columns are means.
 
 ## How it was made
 
     python benchmarks/correctness.py --seeds {seeds} --learning_rate {learning_rate}
 
-- The policy is a Llama of one layer and width 16, one for each seed, with a head that makes it the reference.
-- PPO and GRPO: {ROUNDS} rounds of {BATCH} samples, {EPOCHS} passes of {MINI_BATCHES} steps over each, ratios clipped
-  at {PPOConfig.cliprange} and {GRPOConfig.epsilon}; GRPO in groups of {GROUP}, rewards not divided by their sd.
-- DPO: {EPOCHS} passes over the pairs of as many samples of the reference, less those of equal tokens, in batches of
-  {BATCH // MINI_BATCHES}; the preferred one is drawn with Bradley and Terry's probability.
+- The policy is a GPT-2 of one layer and width 16, one for each seed, with a head that makes it the reference.
+- PPO and GRPO: {ROUNDS * BATCH:,} samples in {ROUNDS} rounds, {EPOCHS} passes of {MINI_BATCHES} steps over each, ratios
+  clipped at {PPOConfig.cliprange} and {GRPOConfig.epsilon}; GRPO in groups of {GROUP}, rewards not divided by their sd.
+- DPO: one pass over {PAIRS:,} pairs of the reference's answers, less those of equal answers, in batches of
+  {PAIR_BATCH}. The preferred one is drawn with Bradley and Terry's probability. As these labels are random,
+  DPO's limit is the optimum only with infinitely many pairs: there are {PAIRS / (ROUNDS * BATCH):.0f} times as many as
+  samples.
 - All: AdamW, learning rate {learning_rate}, falling linearly to zero; gradients clipped at a norm of
   {SETTINGS["max_grad_norm"]}, which TRL's PPOTrainer leaves out.
 - {date.today()}, {seconds:.0f} s on one thread of {machine()["cpu"]};
   {", ".join(f"{name} {version}" for name, version in versions().items())}.
+
+No reward model errs here, and no answer ends early.
 """
 
 
 def claims(runs: list[Run]) -> str:
-    """What the runs show, as Markdown."""
-    lines, missed = [], {}
-    methods = {method: [run for run in runs if run.method == method] for method in METHODS}
-    for method, some in methods.items():
-        missed[method] = [f"beta {run.beta}, seed {run.seed}" for run in some if run.distance() > TARGET]
+    """Which methods reach the optimum in the runs on one bandit, as a Markdown list."""
+    lines = []
+    for method in METHODS_OF[runs[0].bandit]:
+        some = [run for run in runs if run.method == method]
+        missed = [f"b {run.strength}, seed {run.seed}" for run in some if run.distance() > TARGET]
         verdict = f"reaches the optimum in all of {len(some)} runs"
-        if missed[method]:
-            verdict = f"misses the optimum in {len(missed[method])} of {len(some)} runs ({'; '.join(missed[method])})"
+        if missed:
+            verdict = f"misses the optimum in {len(missed)} of {len(some)} runs ({'; '.join(missed)})"
         lines.append(f"- **{method}** {verdict}; largest TV {max(run.distance() for run in some):.3f}.")
+    return "\n".join(lines)
 
-    ours, theirs = (np.mean([run.steps for run in methods[name]]) for name in (CORRECTED, PLAIN))
-    lines.append(f"""
-By their settings both PPO trainers take {STEPS} optimizer steps: the corrected one took {ours:.0f},
-TRL's {theirs:.0f}.""")
+
+def steps(runs: list[Run]) -> str:
+    """How the two PPO trainers differ, in Markdown."""
+    pair = {name: [run for run in runs if run.method == name] for name in (CORRECTED, PLAIN)}
+    ours, theirs = (np.mean([run.steps for run in some]) for some in pair.values())
+    lines = [
+        f"""\
+By their settings both PPO trainers take {STEPS} optimizer steps: the corrected one took {ours:.0f}, TRL's {theirs:.0f}.
+TRL takes one step per pass over a batch, whatever the number of mini-batches, which makes {ROUNDS * EPOCHS}; but in the
+last batch of each pass over the data (here there is one) it steps after every micro-batch."""
+    ]
     for share in SHARES:
-        means = {name: np.mean([run.distance(share) for run in methods[name]]) for name in (CORRECTED, PLAIN)}
+        means = {name: np.mean([run.distance(share) for run in some]) for name, some in pair.items()}
         near, far = sorted(means, key=means.get)
         lines.append(
             f"After {share:.0%} of the samples {near} is nearer: mean TV {means[near]:.3f} against {means[far]:.3f}."
         )
-
-    limits = {beta: optimum(beta * GROUP / (GROUP - 1)) for beta in BETAS}
-    off = " and ".join(f"{total_variation(limit, optimum(beta)):.3f} (beta {beta})" for beta, limit in limits.items())
-    rest = np.mean([total_variation(run.policies[-1], limits[run.beta]) for run in methods["GRPO"]])
-    lines.append(f"""
-GRPO's limit is a little off: the mean that it subtracts from a reward contains this reward itself. In groups of G that
-shrinks the gradient of the reward, but not that of the KL, by 1 - 1/G, so it seeks the optimum of beta G / (G - 1).
-With G = {GROUP} this lies {off} from the optimum of beta; GRPO ends {rest:.3f} from it on average.
-DPO's labels are random: its limit is the optimum only with infinitely many pairs.
-
-One-token answers cannot show how credit is shared among tokens, and no reward model errs here.""")
     return "\n".join(lines)
 
 
+def limits(runs: list[Run]) -> str:
+    """Why GRPO ends where it does when answers have two tokens, in Markdown."""
+    bandit, some = BANDITS[runs[0].bandit], [run for run in runs if run.method == "GRPO"]
+    gaps = [total_variation(bandit.grpo_limit(b), bandit.optimum(b)) for b in STRENGTHS]
+    off = ", ".join(f"{gap:.3f} (b {b})" for gap, b in zip(gaps, STRENGTHS, strict=True))
+    rest = np.mean([total_variation(run.policies[-1], bandit.grpo_limit(run.strength)) for run in some])
+    return f"""\
+GRPO has another limit. The KL is a term of its loss at each token, given the tokens before it, and no gradient of it
+goes to those: a first token gets the whole answer's reward, but pays for its own KL only. PPO has the KL in the reward,
+which it sums over all later tokens. So GRPO's limit is
+
+    limit(first) = reference(first) exp(E[reward | first] / b) / normaliser
+
+where the optimum has E[reward | first] - b KL(second | first), and the second token as the optimum has it. That prefers
+first tokens whose reward takes much KL to come by. It lies {off} from the optimum;
+GRPO ends {rest:.3f} from its limit and {np.mean([run.distance() for run in some]):.3f} from the optimum, on average.
+DPO compares the probabilities of whole answers and has the optimum as its limit."""
+
+
 def table(runs: list[Run]) -> str:
-    """A Markdown row for the reference, the optimum and each method, by beta."""
-    lines = []
-    for beta in BETAS:
-        policies = {"reference": [REFERENCE], "optimum": [optimum(beta)]}
-        policies |= {name: [r.policies[-1] for r in runs if (r.method, r.beta) == (name, beta)] for name in METHODS}
-        for name, some in policies.items():
-            distances = total_variation(np.array(some), optimum(beta))
-            kl = np.mean([policy @ np.log(policy / REFERENCE) for policy in some])
-            reward = np.mean([policy @ REWARD for policy in some])
-            numbers = [distances.mean(), distances.max(), kl, reward, reward - beta * kl]
-            lines.append(f"| {beta} | {name} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
+    """A Markdown row for the reference, the optimum and each method on one bandit, by b."""
+    name, lines = runs[0].bandit, []
+    bandit = BANDITS[name]
+    for b in STRENGTHS:
+        policies = {"reference": [bandit.reference], "optimum": [bandit.optimum(b)]}
+        if bandit.length > 1:
+            policies["GRPO's limit"] = [bandit.grpo_limit(b)]
+        policies |= {
+            method: [run.policies[-1] for run in runs if (run.method, run.strength) == (method, b)]
+            for method in METHODS_OF[name]
+        }
+        for policy, some in policies.items():
+            distances = total_variation(np.array(some), bandit.optimum(b))
+            means = np.mean([(bandit.kl(p), p @ bandit.reward, bandit.objective(p, b)) for p in some], 0)
+            numbers = [distances.mean(), distances.max(), *means]
+            lines.append(f"| {b} | {policy} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
     return "\n".join(lines)
 
 
 def plot(runs: list[Run], path: Path) -> None:
     """Draw the final policies beside reference and optimum, and their distance during training; bars span the seeds."""
-    figure = Figure(figsize=(5 * len(BETAS), 6), layout="constrained")
-    x, shares = np.arange(len(TOKENS)), np.linspace(0, 1, ROUNDS + 1)
-    axes = figure.subplots(2, len(BETAS), sharey="row")
-    for beta, (answers, distances) in zip(BETAS, axes.T, strict=True):
-        answers.bar(x, REFERENCE, 0.9, color="0.85", label="reference")
-        answers.hlines(optimum(beta), x - 0.45, x + 0.45, color="black", label="optimum")
+    figure = Figure(figsize=(5 * len(STRENGTHS), 6 * len(BANDITS)), layout="constrained")
+    axes = figure.subplots(2 * len(BANDITS), len(STRENGTHS), sharey="row")
+    shares = np.linspace(0, 1, ROUNDS + 1)
+    for (row, name), (column, b) in itertools.product(enumerate(BANDITS), enumerate(STRENGTHS)):
+        bandit, (answers, distances) = BANDITS[name], axes[2 * row : 2 * row + 2, column]
+        x = np.arange(len(bandit.reference))
+        answers.bar(x, bandit.reference, 0.9, color="0.85", label="reference")
+        answers.hlines(bandit.optimum(b), x - 0.45, x + 0.45, color="black", label="optimum")
         for i, method in enumerate(METHODS):
-            some = [run for run in runs if (run.method, run.beta) == (method, beta)]
+            some = [run for run in runs if (run.bandit, run.method, run.strength) == (name, method, b)]
+            if not some:
+                continue
+            style = {"color": f"C{i}", "label": method}
             low, mean, high = _spread([run.policies[-1] for run in some])
-            answers.errorbar(x + 0.2 * i - 0.3, mean, (mean - low, high - mean), fmt="o", markersize=3, label=method)
+            answers.errorbar(x + 0.2 * i - 0.3, mean, (mean - low, high - mean), fmt="o", markersize=3, **style)
             low, mean, high = _spread([run.distance(shares) for run in some])
-            distances.plot(shares, mean)
-            distances.fill_between(shares, low, high, alpha=0.2)
+            distances.plot(shares, mean, **style)
+            distances.fill_between(shares, low, high, alpha=0.2, color=f"C{i}")
         distances.axhline(TARGET, color="grey", linestyle="--")
-        answers.set(title=f"beta = {beta}", ylabel="probability")
-        answers.set_xticks(x, TOKENS, fontsize="small")
+        answers.set(title=f"{name}, b = {b}", ylabel="probability")
+        answers.set_xticks(x, bandit.answers, fontsize="small")
         distances.set(xlabel="share of the training", ylabel="TV from the optimum", yscale="log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 + len(METHODS))
     with matplotlib.rc_context(SVG):
