@@ -37,11 +37,11 @@ def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], r
     starts = {runs[name]["parents"]["model"]["sha256"] for name in others}
     rewards = {runs[name]["parents"]["reward_model"]["sha256"] for name in scaled}
     checks = [
-        (f"{listed(others)} were trained from {reference}", starts == {runs[reference]["sha256"]}),
+        (f"{listed(others)} started from {reference}", starts == {runs[reference]["sha256"]}),
         (f"the reward model that scores the replies is the one behind {listed(scaled)}", rewards == {reward_model})
         if scaled
         else None,
-        (f"{listed(online)} were trained on the same prompts", len({data[name] for name in online}) == 1)
+        (f"{listed(online)} learned on the same prompts", len({data[name] for name in online}) == 1)
         if len(online) > 1
         else None,
         (

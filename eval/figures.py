@@ -114,9 +114,10 @@ LABELS = {"proxy": "proxy reward", "gold": "gold reward", "judge": "judge's scor
 
 
 def _bars(estimates: list[dict]) -> np.ndarray:
-    """Distances from the means to the ends of their intervals, shape (2, n), as matplotlib takes them."""
-    ends = np.array([[e["mean"] - e["ci"][0], e["ci"][1] - e["mean"]] for e in estimates])
-    return ends.T.clip(min=0)
+    """Distances from the means to the ends of their intervals, shape (2, n), as matplotlib takes them; 0 for none."""
+    means = np.array([[e["mean"]] for e in estimates])
+    ends = np.array([e["ci"] or (e["mean"], e["mean"]) for e in estimates])
+    return ((ends - means) * (-1, 1)).T.clip(min=0)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

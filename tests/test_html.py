@@ -297,6 +297,12 @@ def test_it_says_which_of_several_replies_it_shows(pages):
     assert "the first of the" not in pages["bare"].read_text()
 
 
+def test_a_curve_of_one_prompt_is_drawn_without_intervals(tmp_path):
+    value = {"mean": 1.0, "ci": None}
+    figures.optimisation({"ppo": [{"sqrt_kl": value, "proxy": value, "gold": None}]}, "gold", tmp_path / "curves")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
 def test_it_is_labelled(page):
     assert page.run("[...document.querySelectorAll('input, select')].every(control => control.labels.length === 1)")
     assert page.run("[...document.querySelectorAll('table')].every(table => table.caption.textContent)")
