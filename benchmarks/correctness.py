@@ -427,10 +427,10 @@ Mean and largest TV from the optimum of the same b are over the seeds {seeds}; t
 - The policy is a GPT-2 of one layer and width 16, one for each seed, with a head that makes it the reference.
 - PPO and GRPO: {ROUNDS * BATCH:,} samples in {ROUNDS} rounds, {EPOCHS} passes of {MINI_BATCHES} steps over each, ratios
   clipped at {PPOConfig.cliprange} and {GRPOConfig.epsilon}; GRPO in groups of {GROUP}, rewards not divided by their sd.
-- DPO (number of pairs and batches chosen on the seeds 0 to 2): one pass over {PAIRS:,} pairs of the reference's answers, less those of equal answers, in batches of
-  {PAIR_BATCH}. The preferred one is drawn with Bradley and Terry's probability. As these labels are random,
-  DPO's limit is the optimum only with infinitely many pairs: there are {PAIRS / (ROUNDS * BATCH):.0f} times as many as
-  samples.
+- DPO: one pass over {PAIRS:,} pairs of the reference's answers, less those of equal answers, in batches of
+  {PAIR_BATCH}, both chosen on the seeds 0 to 2. The preferred one is drawn with Bradley and Terry's probability. As
+  these labels are random, DPO's limit is the optimum only with infinitely many pairs: there are
+  {PAIRS / (ROUNDS * BATCH):.0f} times as many as samples.
 - All: AdamW, learning rate {learning_rate}, falling linearly to zero; gradients clipped at a norm of
   {SETTINGS["max_grad_norm"]}, which TRL's PPOTrainer leaves out.
 - {date.today()}, {seconds:.0f} s on one thread of {machine()["cpu"]};

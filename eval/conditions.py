@@ -1,5 +1,6 @@
 """What the compared runs have in common, as far as their manifests show it, and what sets them apart."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from eval.sentences import listed
 from rlhf_trl import kl
 
 ONLINE = {"total_episodes", "num_generations"}  # settings of those that sample while they train: PPO, GRPO
-# Settings in which two runs of one method may differ and still be that method
+# Settings that the parents' and data's hashes stand for, or that say where a run is
 OF_A_RUN = {"seed", "data_seed", "output_dir", "dataset", "model_name_or_path", "reward_model_path"}
 
 
@@ -29,15 +30,18 @@ def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], r
     """
     if not (runs.keys() >= {*names, "reward"} and settings.keys() >= set(names)):
         return []
-    reference, *others = names
-    scaled = [name for name in others if "reward_model" in runs[name]["parents"]]
-    online = [name for name in others if settings[name].keys() & ONLINE]
-    offline = [name for name in others if name not in online]
+    compared = trained(names, runs)
+    scaled = [name for name in compared if "reward_model" in runs[name]["parents"]]
+    online = [name for name in compared if settings[name].keys() & ONLINE]
+    offline = [name for name in compared if name not in online]
     data = {name: run["data"]["sha256"] for name, run in runs.items()}
-    starts = {runs[name]["parents"]["model"]["sha256"] for name in others}
+    starts = {runs[name]["parents"]["model"]["sha256"] for name in compared}
     rewards = {runs[name]["parents"]["reward_model"]["sha256"] for name in scaled}
+    start = (f"{listed(compared)} started from {names[0]}", starts == {runs[names[0]]["sha256"]})
+    if compared == names:
+        start = (f"{listed(compared)} started from one model", True)
     checks = [
-        (f"{listed(others)} started from {reference}", starts == {runs[reference]["sha256"]}),
+        start,
         (f"the reward model that scores the replies is the one behind {listed(scaled)}", rewards == {reward_model})
         if scaled
         else None,
@@ -55,11 +59,28 @@ def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], r
     return [{"what": what, "holds": holds} for what, holds in filter(None, checks)]
 
 
-def same_method(settings: dict[str, dict]) -> list[tuple[str, str]]:
-    """Pairs of runs whose settings differ in the seed alone: chance of training is all that sets them apart."""
-    own = {name: {k: v for k, v in values.items() if k not in OF_A_RUN} for name, values in settings.items()}
-    names = list(own)
-    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if own[a] == own[b]]
+def trained(names: list[str], runs: dict[str, dict]) -> list[str]:
+    """The policies whose training is compared: all but the reference (the first), unless it started where they did."""
+    starts = {runs[name]["parents"]["model"]["sha256"] if name in runs else None for name in names}
+    return names if len(starts) == 1 and None not in starts else names[1:]
+
+
+def same_method(settings: dict[str, dict], runs: dict[str, dict]) -> list[tuple[str, str]]:
+    """Pairs of runs of one method, settings, data and models, with another seed: chance is all that sets them apart."""
+    made_of = {
+        name: [
+            {key: value for key, value in own.items() if key not in OF_A_RUN},
+            {role: parent["sha256"] for role, parent in runs[name]["parents"].items()},
+            runs[name]["data"]["rows"],
+        ]
+        for name, own in settings.items()
+        if name in runs
+    }
+    return [
+        (a, b)
+        for a, b in itertools.combinations(made_of, 2)
+        if made_of[a] == made_of[b] and runs[a]["seed"] != runs[b]["seed"]
+    ]
 
 
 def differences(

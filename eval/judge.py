@@ -25,6 +25,7 @@ from eval.files import read_jsonl, write_json
 from eval.server import BudgetSpent, Server, parameters, usd
 from eval.tally import Request, publish, tally
 from rlhf_trl.config import DataConfig
+from rlhf_trl.data import file_hash
 from rlhf_trl.errors import UserError
 
 
@@ -62,6 +63,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
         "pairs": [f"{a}:{b}" for a, b in pairs],
         "prompts": 1 + max(request.prompt for request in requests),
         "replies": 1 + max(request.reply for request in requests),
+        "samples": {name: file_hash(samples_folder / f"{name}.jsonl") for name in samples},
         "seed": config.seed,
     }
     before = tally([] if judge.judge == "gold" else requests, transcript.records)  # the rule costs nothing: all at once

@@ -103,9 +103,10 @@ def calibrated_error(margins: np.ndarray, samples: int = 999) -> dict:
     samples, and `upper`, which 95% of them stay below. Few pairs give an ECE above 0 by chance alone."""
     confidence, index = _bins(margins)
     members = np.eye(BINS)[index] / len(margins)  # (pairs, bins)
-    right = np.random.default_rng(0).random((samples, len(margins))) < confidence
-    errors = np.abs((right - confidence) @ members).sum(axis=1)
-    return {"mean": float(errors.mean()), "upper": float(np.quantile(errors, 0.95))}
+    rng = np.random.default_rng(0)
+    draws = (rng.random(len(margins)) < confidence for _ in range(samples))  # one by one: all would fill the memory
+    errors = [np.abs((right - confidence) @ members).sum() for right in draws]
+    return {"mean": float(np.mean(errors)), "upper": float(np.quantile(errors, 0.95))}
 
 
 def _bins(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,9 +27,10 @@ def headline(comparisons: list[dict]) -> str:
         if sum(winner == name for winner, _ in wins) == len(names) - 1:
             return f"{by}, checkpoint {name} gives better replies than every other checkpoint compared."
     if not wins:
-        equivalent = all(pair["equivalent"] for pair in comparisons)
-        said = "all checkpoints are equivalent" if equivalent else "no checkpoint is shown to be better than another"
-        return f"{by}, {said}."
+        every = len(comparisons) == len(names) * (len(names) - 1) / 2
+        if every and all(pair["equivalent"] for pair in comparisons):
+            return f"{by}, all checkpoints compared are equivalent."
+        return f"{by}, no checkpoint is shown to be better than another{'' if every else ' in the pairs compared'}."
     unbeaten = [name for name in names if name not in {loser for _, loser in wins}]
     if not unbeaten:
         beats = listed(f"{winner} is better than {loser}" for winner, loser in wins)
@@ -111,7 +112,7 @@ def cautions(judge: dict) -> list[str]:
     """What a judge's verdicts do not bear: a number of prompts not fixed beforehand, requests that failed."""
     said = []
     if judge.get("looks"):
-        seen = ", ".join(f"{look['seen']} of {look['planned']}" for look in judge["looks"])
+        seen = ", ".join(f"{look['seen']} of {look['planned']} comparisons" for look in judge["looks"])
         said.append(
             f"Verdicts were on view when the judge was asked for more (after {seen}): the number of prompts was not "
             "fixed beforehand. If going on depended on what they said, the p-values are too small and the intervals "

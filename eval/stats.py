@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     lower: float
     upper: float
     p: float  # corrected
-    detectable: float | None  # true difference that this family shows with a power of `POWER`; None for one prompt
+    detectable: float | None  # true difference that this family shows with a power of `POWER`; None if none is
     tipping: float | None  # sd of the difference between seeds above which it is no longer shown; None if it is not
 
     @property
@@ -119,7 +119,7 @@ def family(differences: np.ndarray, reach: float, seed: int, bounded: bool = Tru
             lower=max(centre - reached, -bound),
             upper=min(centre + reached, bound),
             p=p,
-            detectable=(critical + norm.ppf(POWER)) * error if np.isfinite(critical) else None,
+            detectable=detectable if (detectable := (critical + norm.ppf(POWER)) * error) < bound else None,
             tipping=None,
         )
         if difference.shown:

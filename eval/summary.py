@@ -14,6 +14,7 @@ from eval.config import EvalConfig
 from eval.curves import optimisation
 from eval.files import read_jsonl
 from eval.replies import by_subset, describe, rewards, untrained
+from rlhf_trl.data import file_hash
 from rlhf_trl.errors import UserError
 
 
@@ -38,6 +39,9 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in ("base", *names)}
     greedy_policies = {name: greedy[name] for name in names}
     judge = _read(root / "judge" / "manifest.json") or {}
+    for name, judged_file in judge.get("samples", {}).items():
+        if file_hash(root / "samples" / f"{name}.jsonl") != judged_file:
+            raise UserError(f"the verdicts are on other replies of {name} than were scored; run 'make judge' again")
     verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
     warm = _measures(policies, verdicts, config, "")
     cold = _measures(greedy_policies, verdicts, config, "greedy/")
@@ -86,9 +90,12 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         },
         "conditions": held,
         "matched": bool(held) and all(condition["holds"] for condition in held),
-        "same_method": conditions.same_method(settings),
+        "same_method": conditions.same_method(settings, runs),
         "differences": conditions.differences(
-            {name: settings[name] for name in names[1:] if name in settings}, runs, described, _reward_std(folders)
+            {name: settings[name] for name in conditions.trained(names, runs) if name in settings},
+            runs,
+            described,
+            _reward_std(folders),
         ),
         "policies": described,
         "untrained": untrained(root, names[0], policies[names[0]], base, config.seed),
@@ -97,7 +104,7 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         | {
             "pairs": warm["win rate"],
             "greedy": cold["win rate"],
-            "first_place_wins": position_bias(verdicts),
+            "first_place_wins": position_bias([verdict for verdict in verdicts if verdict["a"] in policies]),
             "worst_case": _worst_case(verdicts, judge),
         }
         if warm["win rate"]

@@ -123,13 +123,14 @@ def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerB
 def _cache_key(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides what a tokenized split holds: code, files, limits, tokenizer."""
     files = [(split, subset, path) for split in ("train", "test") for subset, path in _find(config, split)]
-    contents = [(*origin, _sha256(path)) for *origin, path in files]
-    code = _sha256(Path(__file__)), version("transformers"), version("tokenizers")
+    contents = [(*origin, file_hash(path)) for *origin, path in files]
+    code = file_hash(Path(__file__)), version("transformers"), version("tokenizers")
     limits = config.data_dir, config.splits, config.max_prompt_tokens, config.max_completion_tokens
     return Hasher.hash((code, contents, name, limits, tokenizer))
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

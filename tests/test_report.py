@@ -15,6 +15,7 @@ from eval.files import write_json, write_jsonl
 from eval.report import write_report
 from eval.summary import summarise
 from rlhf_trl import kl
+from rlhf_trl.data import file_hash
 from rlhf_trl.errors import UserError
 
 NAMES = ["sft", "ppo", "dpo"]
@@ -208,11 +209,18 @@ def test_every_claim_is_about_checkpoints(tmp_path):
 def test_two_runs_that_differ_in_their_seed_are_said_to_be_one_method(tmp_path):
     config = made_up_run(tmp_path, 3, 60, 0.5)
     settings = yaml.safe_load((tmp_path / "ppo/config.yaml").read_text())
-    (tmp_path / "dpo/config.yaml").write_text(yaml.safe_dump(settings | {"seed": 1, "output_dir": "elsewhere"}))
-    text = (write_report(config) / "ANALYSIS.md").read_text()
-    assert "Checkpoints ppo and dpo come from the same settings with another seed: what sets them apart is the" in text
-    (tmp_path / "dpo/config.yaml").write_text(yaml.safe_dump(settings | {"seed": 1, "learning_rate": 7}))
-    assert "come from the same settings" not in (write_report(config) / "ANALYSIS.md").read_text()
+    manifest = yaml.safe_load((tmp_path / "ppo/manifest.json").read_text())
+
+    def said(own: dict, run: dict) -> bool:
+        (tmp_path / "dpo/config.yaml").write_text(yaml.safe_dump(settings | own))
+        write_json(tmp_path / "dpo/manifest.json", manifest | {"sha256": "dpo"} | run)
+        text = (write_report(config) / "ANALYSIS.md").read_text()
+        return "Checkpoints ppo and dpo come from the same settings with another seed: what sets them apart" in text
+
+    assert said({"seed": 1, "output_dir": "elsewhere"}, {"seed": 1})
+    assert not said({"seed": 1, "learning_rate": 7}, {"seed": 1})
+    assert not said({}, {})
+    assert not said({"seed": 1}, {"seed": 1, "parents": {"model": {"sha256": "other", "path": "p"}}})
 
 
 def test_matched_is_said_only_of_what_was_checked(tmp_path):
@@ -220,7 +228,7 @@ def test_matched_is_said_only_of_what_was_checked(tmp_path):
     summary = summarise(tmp_path, config)
     assert summary["matched"]
     assert [c["what"] for c in summary["conditions"]] == [
-        "ppo and dpo were trained from sft",
+        "ppo and dpo started from sft",
         "the reward model that scores the replies is the one behind ppo and dpo",
         "dpo learned from the pairs of the reward model",
         "all have one seed",
@@ -265,6 +273,18 @@ def test_what_was_made_with_other_models_is_not_reported(tmp_path):
         summarise(tmp_path, config)
     write_json(tmp_path / "scores/manifest.json", models | {"reference": {"path": str(tmp_path / "sft")}})
     assert summarise(tmp_path, config)["reward_model"] is None
+
+
+def test_verdicts_on_other_replies_are_refused(tmp_path):
+    config = made_up_run(tmp_path, 3, 30, 0.5)
+    write_jsonl(tmp_path / "samples/ppo.jsonl", [{"completion": "one"}])
+    judge = yaml.safe_load((tmp_path / "judge/manifest.json").read_text())
+    judge["samples"] = {"ppo": file_hash(tmp_path / "samples/ppo.jsonl")}
+    write_json(tmp_path / "judge/manifest.json", judge)
+    assert summarise(tmp_path, config)["judge"]
+    write_jsonl(tmp_path / "samples/ppo.jsonl", [{"completion": "another"}])
+    with pytest.raises(UserError, match="the verdicts are on other replies of ppo"):
+        summarise(tmp_path, config)
 
 
 def verdict(prompt: int, score: float, a: str = "ppo", b: str = "sft") -> dict:
@@ -328,11 +348,13 @@ def test_headlines():
     )
     ties = [verdict(i, 0.5, *pair) for pair in (("b", "a"), ("c", "a"), ("c", "b")) for i in range(300)]
     pairs = judged(ties, replies("a", "b", "c", prompts=300), MARGIN, seed=0)
-    assert beats(pairs) == "By the judge, all checkpoints are equivalent."
+    assert beats(pairs) == "By the judge, all checkpoints compared are equivalent."
     assert all("all prompts tied; p = 1" in said and "equivalent" in said for said in sentences.claims(pairs, MARGIN))
     one = judged([verdict(0, 1)], replies("sft", "ppo"), MARGIN, seed=0)
     assert beats(one) == "By the judge, no checkpoint is shown to be better than another."
     assert "with 80% power" not in sentences.claims(one, MARGIN)[0]
+    some = sentences.headline(pairs[:2])
+    assert some == "By the judge, no checkpoint is shown to be better than another in the pairs compared."
     half = rounds(("a", "b"), ("c", "b")) + judged(
         [verdict(i, 0.5, "c", "a") for i in range(9)], replies("a", "c"), MARGIN, 0
     )
@@ -371,7 +393,7 @@ def test_a_sign_that_changes_with_the_temperature_is_said():
 def test_cautions_about_a_judge():
     judge = {"looks": [{"seen": 10, "planned": 50}], "pending": 4, "failures": {"a:b": {"rate limit": 3}}}
     looks, pending, failed = sentences.cautions(judge | {"worst_case": {"a:b": [0.41, 0.62]}})
-    assert "after 10 of 50" in looks and "not fixed beforehand" in looks
+    assert "after 10 of 50 comparisons" in looks and "not fixed beforehand" in looks
     assert "4 requests were not made" in pending
     assert "3 requests failed (rate limit 3)" in failed and "would be 0.41 or 0.62" in failed
     assert sentences.cautions({"looks": [], "pending": 0, "failures": {}, "worst_case": {}}) == []
