@@ -35,7 +35,11 @@ def headline(comparisons: list[dict]) -> str:
     if not unbeaten:
         beats = listed(f"{winner} is better than {loser}" for winner, loser in wins)
         return f"{by}, every checkpoint is beaten by another, so they have no order: {beats}."
-    return f"{by}, no checkpoint is shown to be better than {' or '.join(unbeaten)}; that one is best is not shown."
+    peers = [pair for pair in comparisons if {pair["a"], pair["b"]} <= set(unbeaten)]
+    alike = "; they are equivalent to each other" if peers and all(pair["equivalent"] for pair in peers) else ""
+    verb = "is" if len(unbeaten) == 1 else "are"
+    said = f"no checkpoint is shown to be the best: {listed(unbeaten)} {verb} not shown to be worse than another"
+    return f"{by}, {said}{alike}."
 
 
 def claims(comparisons: list[dict], margin: float) -> list[str]:

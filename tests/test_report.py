@@ -358,7 +358,12 @@ def test_headlines():
     half = rounds(("a", "b"), ("c", "b")) + judged(
         [verdict(i, 0.5, "c", "a") for i in range(9)], replies("a", "c"), MARGIN, 0
     )
-    assert beats(half).endswith("no checkpoint is shown to be better than a or c; that one is best is not shown.")
+    assert beats(half).endswith(
+        "no checkpoint is shown to be the best: a and c are not shown to be worse than another."
+    )
+    assert half[-1]["equivalent"] is False
+    half[-1]["equivalent"] = True
+    assert beats(half).endswith("a and c are not shown to be worse than another; they are equivalent to each other.")
 
 
 def test_a_small_difference_can_be_shown_and_not_matter():
