@@ -20,12 +20,12 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-STEPS, SAVE_STEPS = 24, 6
+STEPS, SAVE_STEPS = 24, 8  # between GRPO's rollouts, whose samples are no part of a checkpoint
 TOLERANCE = 1e-5
 MOMENTS = ("start-up", "mid-step", "while saving", "near the end", "any time")
 
 BATCH = {"sft": 32, "reward": 32, "ppo": 8, "grpo": 32, "dpo": 32}  # sequences a device
-LENGTH = {"ppo": ["--total_episodes", STEPS * 4 * BATCH["ppo"]]}  # four micro-batches a step
+LENGTH = {"ppo": ["--total_episodes", STEPS * 2 * BATCH["ppo"]]}  # two micro-batches a step
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def train(recipe: str, demo: Path, output: Path) -> list[str]:
     options = [
         *("--config", f"configs/demo/{recipe}.yaml", "--dataset", demo / "dataset", "--output_dir", output),
         *("--model_name_or_path", demo / ("model" if recipe == "sft" else "sft")),
-        *(["--reward_model_path", demo / "reward"] if recipe in ("ppo", "grpo") else []),
+        *(["--reward_model_path", demo / "reward"] if recipe in ("ppo", "grpo", "dpo") else []),
         *("--per_device_train_batch_size", BATCH[recipe], "--save_steps", SAVE_STEPS, "--logging_steps", 1),
         *LENGTH.get(recipe, ["--max_steps", STEPS]),
     ]
