@@ -107,15 +107,14 @@ def _column(settings: dict, run: dict, policy: dict, reward_std: float | None) -
         epochs = settings["num_iterations"]
         kind, examples = "replies sampled", train["optimizer_steps"] * batch // epochs
     else:
-        kind, epochs = "pairs read", settings["num_train_epochs"]
-        examples = run["data"]["rows"] * epochs
-        if settings["max_steps"] > 0:
-            examples = settings["max_steps"] * batch
+        kind, rows = "pairs read", run["data"]["rows"]
+        examples = settings["max_steps"] * batch if settings["max_steps"] > 0 else rows * settings["num_train_epochs"]
+        epochs = examples / rows
     return {
         "examples": f"{examples:g} {kind}",
         "optimizer steps": train["optimizer_steps"],
         "examples a step": batch,
-        "passes over each example": f"{epochs:g}",
+        "passes over each example": f"{epochs:.2g}",
         "learning rate, highest": f"{settings['learning_rate']:.1e}",
         "learning rates, sum over steps": f"{train['learning_rate_sum']:.2g}",
         "schedule": settings["lr_scheduler_type"],
