@@ -1,7 +1,7 @@
 """Optimise the SFT model directly on the preference pairs, with TRL's DPOTrainer.
 
     make dpo PROFILE=gpt2
-    python recipes/dpo.py --config configs/gpt2/dpo.yaml --beta 0.05
+    python recipes/dpo.py --config configs/gpt2/dpo.yaml --kl_strength 0.1
 
 It trains on the pairs that the reward model was trained on: the preference information that PPO and
 GRPO receive through the reward model. The reward model itself only lends the scale that makes `beta` of `kl_strength`;
