@@ -2,8 +2,9 @@
 
     python benchmarks/kl.py runs/demo --replies 200
 
-Takes one reply to each of the first prompts from the samples of a profile that 'make samples' has sampled. Needs both
-models in memory. Standard errors are over replies, in nats.
+Takes the first replies from the samples of a profile that 'make samples' has sampled. Needs both models in memory.
+Standard errors, in nats, are of the mean over prompts, which holds what the KL differs between prompts and no estimator
+can lower, and of the estimate given the prompts, from the spread of several replies to each.
 """
 
 import argparse
@@ -28,22 +29,23 @@ def main() -> None:
     folder = str(options.profile / options.reference)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reference = load_policy(folder, tokenizer, "float32").to(device())
-    print(f"{'policy':8}{'exact':>8}{'error':>8}{'lowest':>9}{'sampled':>9}{'error':>8}{'lowest':>9}{'errors':>8}")
+    columns = ("mean", "error", "given prompts", "lowest")
+    print(f"{'policy':8}{'estimate':10}" + "".join(f"{column:>15}" for column in columns))
     for name in options.policies:
         policy = load_policy(str(options.profile / name), tokenizer, "float32").to(device())
-        rows = [row for row in read_jsonl(options.profile / f"samples/{name}.jsonl") if row["reply"] == 0]
+        rows = read_jsonl(options.profile / f"samples/{name}.jsonl")[: options.replies]
 
-        def read(compute, rows=rows[: options.replies]) -> np.ndarray:
-            return np.array(in_batches(compute, tokenizer, 16, None, rows))
+        def read(compute, rows=rows) -> np.ndarray:
+            replies = rows[-1]["reply"] + 1
+            return np.array(in_batches(compute, tokenizer, 16, None, rows)).reshape(-1, replies)
 
         exact = read(lambda *ids, policy=policy: kl.exact(policy, reference, *ids))
         sampled = read(lambda *ids, policy=policy: kl.log_probabilities(policy, *ids))
         sampled -= read(lambda *ids: kl.log_probabilities(reference, *ids))
-        errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (exact, sampled)]
-        print(
-            f"{name:8}{exact.mean():8.4f}{errors[0]:8.4f}{exact.min():9.4f}"
-            f"{sampled.mean():9.4f}{errors[1]:8.4f}{sampled.min():9.4f}{errors[1] / errors[0]:8.1f}"
-        )
+        for estimate, values in (("exact", exact), ("sampled", sampled)):
+            within = (values.var(axis=1, ddof=1).mean() / values.size) ** 0.5 if values.shape[1] > 1 else np.nan
+            numbers = values.mean(), values.mean(1).std(ddof=1) / len(values) ** 0.5, within, values.min()
+            print(f"{name:8}{estimate:10}" + "".join(f"{number:15.4f}" for number in numbers))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def test_replies_of_a_prompt_stand_in_a_row_and_differ(run, untrained, tmp_path)
         assert [row["dialogue"] for row in rows] == [row["dialogue"] for row in greedy for _ in range(3)]
     for start in range(0, 24, 3):
         assert len({row["completion"] for row in files["sft.jsonl"][start : start + 3]}) == 3
-    assert {row["subset"] for row in greedy} == {"."} and {row["subset"] for row in files["probes/sft.jsonl"]} == {""}
+    assert {row["subset"] for row in greedy} == {"harmless", "helpful"}
+    assert {row["subset"] for row in files["probes/sft.jsonl"]} == {""}
     settings = json.loads((tmp_path / "samples/manifest.json").read_text())["settings"]
     expected = {"max_new_tokens": 8, "temperature": 1.0, "replies": 3, "colder": [0.7, 0.3], "dtype": "float32"}
     assert settings == expected
