@@ -122,7 +122,6 @@ def _column(settings: dict, run: dict, policy: dict, reward_std: float | None) -
         "KL reached (nats)": policy["kl"] and f"{policy['kl']['mean']:.2f}",
         "sampled at temperature": settings.get("temperature"),
         "trained weights": f"LoRA, r = {settings['lora_r']}" if settings["use_peft"] else "all",
-        "settings tried here": 1,
         "seconds": train["seconds"],
         "tokens trained on": train["tokens"],
     }

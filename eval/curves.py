@@ -9,7 +9,7 @@ from eval import stats
 from eval.comparisons import REACH, per_prompt, per_reply
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TRUTHS = {"gold": "gold reward", "judge": "win rate"}
+MEASURE_OF = {"gold": "gold reward", "judge": "win rate"}
 
 
 def optimisation(
@@ -38,7 +38,10 @@ def optimisation(
         known = checkpoints.get(name, {})
         start = checkpoints.get(reference, {}).get("final", scores[reference])
         path = [("start", reference, start)]
-        path += [(f"step {step}", f"checkpoints/{name}-{step}", known[step]) for step in _steps(known)]
+        path += [
+            (f"step {step}", f"checkpoints/{name}-{step}", known[step])
+            for step in sorted(known.keys() - {"final"}, key=int)
+        ]
         path += [("final", name, known.get("final", scores[name]))]
         curves[name] = [
             {
@@ -103,7 +106,7 @@ def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dic
         return []
     proxy, true = (
         stats.family(np.array([end[m] - point[m] for _, point, end in pairs]).T, seed=seed, **REACH[measure])
-        for m, measure in (("proxy", "proxy reward"), (truth, TRUTHS[truth]))
+        for m, measure in (("proxy", "proxy reward"), (truth, MEASURE_OF[truth]))
     )
     return [
         {
@@ -118,10 +121,6 @@ def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dic
         }
         for (name, point, end), rise, fall in zip(pairs, proxy, true, strict=True)
     ]
-
-
-def _steps(known: dict[str, list[dict]]) -> list[str]:
-    return sorted(known.keys() - {"final"}, key=int)
 
 
 def _judged(key: str, reference: str, verdicts: dict[tuple[str, str], dict[int, float]], prompts: int) -> np.ndarray:

@@ -212,7 +212,8 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
     path.add_argument("--config")
     config = path.parse_known_args(argv)[0].config
     from_file: list[str] = []
-    overridden = kl.OPTIONS if kl.OPTIONS & {word.lstrip("-").partition("=")[0] for word in argv} else ()
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    overridden = kl.OPTIONS if kl.OPTIONS & given else ()
     for key, value in (_read_yaml(config) if config else {}).items():
         if key not in options or key in ("config", "help"):
             raise UserError(f"{config}: {_unknown(key, options)}")

@@ -30,7 +30,13 @@ NEEDED = {
         "importance_sampling_level": "token",
         "reward_weights": None,
     },
-    "beta": {"loss_type": ["sigmoid"], "f_divergence_type": "reverse_kl", "label_smoothing": 0.0},
+    "beta": {
+        "loss_type": ["sigmoid"],
+        "f_divergence_type": "reverse_kl",
+        "label_smoothing": 0.0,
+        "ld_alpha": None,
+        "use_weighting": False,
+    },
 }
 
 

@@ -82,6 +82,11 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("grpo", "kl_strength: 0.1\nscale_rewards: none\nuse_bias_correction_kl: false", "_kl: True, not False"),
         ("dpo", "kl_strength: 0.1", "needs the scale of a reward model; set reward_model_path, or beta"),
         ("dpo", "kl_strength: 0.1\nreward_model_path: r\nloss_type: ipo", r"loss_type: \['sigmoid'\], not \['ipo'\]"),
+        (
+            "dpo",
+            "kl_strength: 0.1\nreward_model_path: r\nld_alpha: 0.5",
+            "needs ld_alpha: None, not 0.5; set that, or beta",
+        ),
         ("sft", "splits: {sft: 0.5, reward: 0.5}", "splits: policy needs a share above 0"),
         ("sft", "splits: {sft: 1, reward: 1, policy: 1, validation: 1}", "the shares add up to 4, not to 1"),
         ("sft", "splits: {sft: 0.5, rewards: 0.5}", "there is no split rewards; they are sft, reward,"),
@@ -112,6 +117,7 @@ def test_one_strength_of_the_kl_is_each_trainers_own_coefficient(tmp_path):
     assert coefficient("dpo", line=strong) is None  # until its recipe knows the reward model's scale
     assert coefficient("dpo", "--beta", "0.2", line=strong) == 0.2
     assert coefficient("ppo", "--kl_coef=0.2", line=strong) == 0.2
+    assert coefficient("ppo", "--run_name", "beta", line=strong) == 0.4  # a value is no option
     assert coefficient("grpo", "--kl_strength", "0.8", "--scale_rewards", "none", line="beta: 0.1\n") == pytest.approx(
         0.7
     )
