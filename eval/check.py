@@ -22,22 +22,23 @@ from pathlib import Path
 import psutil
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from eval.config import CONFIGS, CheckConfig, JudgeConfig
 from eval.judge import choose_pairs, gold_records, read_key, read_template
 from eval.probes import load_probes
+from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
-from rlhf_trl.data import build_dataset, load_split, load_tokenizer
+from rlhf_trl.data import build_dataset, load_split
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import Frame, start_frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import Estimate, estimate
-from rlhf_trl.models import check_context
+from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
-from rlhf_trl.ppo import check_batches
-from rlhf_trl.rewards import check_reward_model
+from rlhf_trl.rewards import check_fit, check_reward_model, load_scale_pairs, reward_frame
 
 # What each recipe reads, first of all what it trains on
 SPLITS = {"sft": ["sft"], "reward": ["reward", "validation"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
@@ -54,9 +55,9 @@ class Step:
     data: DataConfig
     model: ModelConfig
     args: TrainingArguments
-    pad_token: str | None
+    token_args: TrainingArguments  # which have the options that act on tokens
     reward_model: str | None
-    tokenizer: PreTrainedTokenizerBase | None = None
+    frame: Frame | None = None
     rows: Dataset | None = None
     estimate: Estimate | None = None
 
@@ -67,8 +68,8 @@ class Step:
 
     def needs(self, libraries: int) -> Estimate:
         """The memory that the recipe takes, on these rows; `libraries` is that of a process without it, in bytes."""
-        config = AutoConfig.from_pretrained(self.model.model_name_or_path, revision=self.model.model_revision)
-        config.vocab_size = max(config.vocab_size, len(self.tokenizer))
+        config = read_config(self.model).get_text_config()
+        config.vocab_size = max(config.vocab_size, len(self.frame.tokenizer))
         longest = max(map(len, self.rows["prompt_ids"])) if self.response else max(self.rows["length"])
         process = 0 if self.args.device.type == "cuda" else libraries
         return estimate(self.name, config, self.model, self.args, longest, process)
@@ -126,13 +127,13 @@ def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
                 raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
             paths = (getattr(part, "reward_model_path", None) for part in (*others, args))
             reward_model = next(filter(None, paths), None)
-            steps.append(Step(name, data, model, args, getattr(args, "pad_token", None), reward_model))
+            steps.append(Step(name, data, model, args, args, reward_model))
     base = next((step for step in steps if step.name == "sft"), None)
     for step in steps:
         if step.model.model_name_or_path == sft and not Path(sft).exists():
             step.model.model_name_or_path = base and base.model.model_name_or_path
             step.model.model_revision = base and base.model.model_revision
-            step.pad_token = base and base.pad_token
+            step.token_args = base.args if base else step.args
     return steps
 
 
@@ -154,10 +155,15 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             check_source(model.model_name_or_path)
             with findings.of(step.name):
                 check_context(model, step.data.max_prompt_tokens, step.response or step.data.max_completion_tokens)
-            step.tokenizer = load_tokenizer(model.model_name_or_path, step.pad_token, model.model_revision)
+            if step.name == "sft":
+                with findings.of(step.name):
+                    check_architecture(model)
+            step.frame = start_frame(model, step.token_args)
     with findings.of(step.name):
         if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):
-            check_reward_model(reward_model)
+            check_reward_model(reward_model, model.trust_remote_code)
+            if step.frame:
+                check_fit(step.frame, reward_frame(reward_model, model.trust_remote_code), reward_model)
     with findings.of(step.name):
         on_gpu = step.args.device.type == "cuda"
         if on_gpu and model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -168,30 +174,33 @@ def check_data(step: Step, findings: Findings) -> None:
     """That the recipe's splits hold rows within its limits, and enough of them for its batches."""
     for split in SPLITS[step.name]:
         with findings.of(step.name):
-            rows = read_split(step.data, split, step.tokenizer, step.args.seed)
+            rows = read_split(step.data, split, step.frame, step.args.seed)
             step.rows = step.rows or rows
-    if step.name == "ppo":
+    check_batches = {"ppo": ppo.check_batches, "grpo": grpo.check_batches}.get(step.name)
+    if check_batches:
         with findings.of(step.name):
             check_batches(step.args, len(step.rows) if step.rows else sys.maxsize)
 
 
-def read_split(data: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Dataset | None:
-    """The rows of a split; without a tokenizer, only whether there are any."""
-    if tokenizer is None:
+def read_split(data: DataConfig, split: str, frame: Frame | None, seed: int) -> Dataset | None:
+    """The rows of a split; without a frame, only whether there are any."""
+    if frame is None:
         load_split(data, split)
         return None
     with redirect_stdout(io.StringIO()):
-        return build_dataset(data, split, tokenizer, seed)
+        if split == "validation":
+            return load_scale_pairs(data, frame, seed)
+        return build_dataset(data, split, frame, seed)
 
 
 def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
     """That there are prompts that the model can read, probes and templates as named, and somebody to judge."""
-    base = next((step for step in steps if step.tokenizer), None)
+    base = next((step for step in steps if step.frame), None)
     with findings.of("eval"):
         argv = options(config, "eval", {"--output_dir": config.output_dir})
         data, evaluation, judge = parse(None, *CONFIGS, argv=argv)
         for check in (
-            lambda: read_split(data, "eval", base and base.tokenizer, config.seed),
+            lambda: read_split(data, "eval", base and base.frame, config.seed),
             lambda: base and check_context(base.model, data.max_prompt_tokens, evaluation.max_new_tokens),
             lambda: load_probes(evaluation.probes),
             lambda: read_template(judge.judge_template),

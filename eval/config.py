@@ -58,6 +58,7 @@ class EvalConfig:
     max_new_tokens: int = field(default=128, metadata={"help": "Longest completion."})
     batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
     dtype: str = field(default="float32", metadata={"help": "Weights of the models: float32 or bfloat16."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
     seed: int = field(default=0, metadata={"help": "Seed of prompt choice, sampling and bootstrap."})
     gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
     probes: str | None = field(

@@ -14,17 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from statsmodels.stats.weightstats import DescrStatsW
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eval import figures, stats
 from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import TURN, load_split, prompt_key
-from rlhf_trl.data import render as render_row
+from rlhf_trl.data import UNFIT, prompt_key, tokenize_split
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source
+from rlhf_trl.frames import TURN, Frame, load_frame
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file
 SELECTION = ("prompt also in the train split", "prompt repeated")
@@ -35,25 +34,21 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
     folder = Path(config.output_dir) / "data"
     if folder.exists() and not (folder / "data.json").exists():
         raise UserError(f"{folder} holds something else and would be replaced; move it or set output_dir")
-    check_source(counting.tokenizer)
-    tokenizer = AutoTokenizer.from_pretrained(counting.tokenizer)
+    frame = load_frame(counting.tokenizer, trust_remote_code=config.trust_remote_code)
 
-    frames, dropped, keys = {}, {}, {}
+    tables, dropped, keys = {}, {}, {}
     for name in (*(name for name, share in data_config.splits.items() if share), "eval"):
-        rows, dropped[name] = load_split(data_config, name)
-        keys[name] = {prompt_key(row["prompt"]) for row in rows}
-        frames[name] = measure(rows, tokenizer)
-        frames[name]["kept"] = fits(frames[name], data_config, name)
-        print(f"{name}: {len(rows)} rows, {frames[name]['kept'].sum()} of them within the limits")
+        rows, dropped[name] = tokenize_split(data_config, name, frame)
+        keys[name] = {prompt_key(dialogue) for dialogue in rows["dialogue"]}
+        tables[name] = measure(rows, frame)
+        print(f"{name}: {len(rows)} rows, {tables[name]['kept'].sum()} of them are used")
     summary = {
         **asdict(data_config),
         "shares": data_config.splits,
         "tokenizer": counting.tokenizer,
         # all splits but eval are parts of one file
         "contract": {file: _without(dropped[name]) for file, name in (("train", "sft"), ("test", "eval"))},
-        "splits": {
-            name: {"prompts": len(keys[name]), **summarise(frames[name], dropped[name], data_config)} for name in frames
-        },
+        "splits": {name: {"prompts": len(keys[name]), **summarise(tables[name], dropped[name])} for name in tables},
         "overlaps": overlaps(keys),
     }
 
@@ -63,51 +58,41 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         "rejected reply (tokens)": lambda frame: frame["rejected_tokens"],
         "chosen minus rejected (tokens)": lambda frame: frame["chosen_tokens"] - frame["rejected_tokens"],
     }
-    panels = {title: {name: get(frame) for name, frame in frames.items()} for title, get in quantities.items()}
+    panels = {title: {name: get(table) for name, table in tables.items()} for title, get in quantities.items()}
     with replaced(folder) as staging:
-        pd.concat(frames, names=["split", "row"]).to_csv(staging / "pairs.csv")
+        pd.concat(tables, names=["split", "row"]).to_csv(staging / "pairs.csv")
         figures.histograms(panels, staging / "lengths")
         write_json(staging / "data.json", summary)
         (staging / "DATA.md").write_text(render("DATA.md", data=summary, lengths=LENGTHS), encoding="utf-8")
     print(f"What the data holds is in {folder / 'DATA.md'}")
 
 
-def measure(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """Subset, human turns and lengths in tokens of each row, as `build_dataset` makes them: replies end in eos."""
-    rendered = [render_row(row, tokenizer) for row in rows]
-    first_turns = [TURN.split(row["prompt"])[2].strip() for row in rows]
+def measure(rows: Dataset, frame: Frame) -> pd.DataFrame:
+    """Subset, human turns and lengths in tokens of each row of `tokenize_split`, and whether a recipe would use it."""
+    first_turns = [TURN.split(dialogue)[2].strip() for dialogue in rows["dialogue"]]
     return pd.DataFrame(
         {
-            "subset": [row["subset"] for row in rows],
-            "turns": [row["prompt"].count("\n\nHuman:") for row in rows],
-            "first_turn_tokens": _count(first_turns, tokenizer, add_special_tokens=False),
-            "prompt_tokens": _count([row["prompt"] for row in rendered], tokenizer),
+            "subset": rows["subset"],
+            "turns": [dialogue.count("\n\nHuman:") for dialogue in rows["dialogue"]],
+            "first_turn_tokens": [len(frame.tokenizer.tokenize(turn)) for turn in first_turns],
             **{
-                f"{side}_tokens": _count([row[side] for row in rendered], tokenizer, add_special_tokens=False) + 1
-                for side in ("chosen", "rejected")
+                f"{name}_tokens": [len(ids) for ids in rows[f"{name}_ids"]] for name in ("prompt", "chosen", "rejected")
             },
+            "dropped": rows["dropped"],
+            "kept": [not reason for reason in rows["dropped"]],
         }
     )
 
 
-def fits(frame: pd.DataFrame, config: DataConfig, name: str) -> pd.Series:
-    """Which rows `build_dataset` keeps; of `policy` only the prompts are used."""
-    prompt_fits = frame["prompt_tokens"] <= config.max_prompt_tokens
-    replies = frame[["chosen_tokens", "rejected_tokens"]].max(axis="columns")
-    return prompt_fits & ((replies <= config.max_completion_tokens) | (name == "policy"))
-
-
-def summarise(frame: pd.DataFrame, dropped: Counter, config: DataConfig) -> dict:
+def summarise(frame: pd.DataFrame, dropped: Counter) -> dict:
     """The numbers of one split: of all its rows, but `length_bias` of those kept."""
-    prompt_too_long = int((frame["prompt_tokens"] > config.max_prompt_tokens).sum())
     kept = frame[frame["kept"]]
     return {
         "rows": len(frame),
         "kept": len(kept),
         "dropped": {
             **{reason: dropped[reason] for reason in SELECTION},
-            "prompt too long": prompt_too_long,
-            "reply too long": len(frame) - len(kept) - prompt_too_long,
+            **{reason: int((frame["dropped"] == reason).sum()) for reason in UNFIT},
         },
         "subsets": _counts(frame["subset"]),
         "turns": _counts(frame["turns"]),
@@ -144,11 +129,6 @@ def length_bias(differences: np.ndarray) -> dict | None:
 def overlaps(keys: dict[str, set[str]]) -> list[dict]:
     """How many prompts every two splits have in common, from the prompt keys of each."""
     return [{"a": a, "b": b, "prompts": len(keys[a] & keys[b])} for a, b in itertools.combinations(keys, 2)]
-
-
-def _count(texts: list[str], tokenizer: PreTrainedTokenizerBase, **options) -> np.ndarray:
-    chunks = (texts[start : start + 1000] for start in range(0, len(texts), 1000))  # the ids of all are gigabytes
-    return np.array([len(ids) for chunk in chunks for ids in tokenizer(chunk, verbose=False, **options)["input_ids"]])
 
 
 def _counts(values: pd.Series) -> dict[str, int]:

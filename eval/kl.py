@@ -8,24 +8,23 @@ negative. It takes both models' logits at the same time.
 """
 
 import gc
-import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from rlhf_trl.hub import adapter_base
 from rlhf_trl.measure import free_memory
-from rlhf_trl.models import load_policy
 
 LOGITS = 2**24  # made float32 at a time: 64 MiB, whatever the vocabulary
 SHARE = 0.8  # of the free memory that a second model may take; the rest is for what comes and goes with a batch
@@ -72,10 +71,10 @@ def log_probabilities(
 
 @contextmanager
 def beside(
-    reference: PreTrainedModel, folder: str, source: str, tokenizer: PreTrainedTokenizerBase, dtype: str
+    reference: PreTrainedModel, folder: str, source: str, load: Callable[[str], PreTrainedModel | PeftModel]
 ) -> Iterator[PreTrainedModel | PeftModel | None]:
     """The policy `source` in memory together with the reference, which was loaded from `folder`; None if that does not
-    fit. A LoRA adapter of the reference is put on it, and off it at the end."""
+    fit. A LoRA adapter of the reference is put on it, and off it at the end; any other policy `load` loads."""
     if source == folder:
         yield reference
     elif _is_adapter_of(source, folder):
@@ -83,7 +82,7 @@ def beside(
         yield policy.eval()
         policy.unload()
     elif _fits(source, reference):
-        yield load_policy(source, tokenizer, dtype).to(reference.device)
+        yield load(source)
     else:
         yield None
 
@@ -118,12 +117,10 @@ def _sums(parts: list[torch.Tensor], completion_ids: list[list[int]]) -> list[fl
 
 def _is_adapter_of(source: str, folder: str) -> bool:
     """Whether `source` holds a LoRA adapter that, switched off, leaves the model in `folder` as it was."""
-    path = Path(source) / "adapter_config.json"
-    if not path.exists():
+    if adapter_base(source) not in (folder, os.path.abspath(folder)):
         return False
-    config = json.loads(path.read_text())
-    same = config["base_model_name_or_path"] in (folder, os.path.abspath(folder))
-    return same and config["peft_type"] == "LORA" and config["bias"] == "none"  # trained biases stay when it is off
+    config = PeftConfig.from_pretrained(source)
+    return config.peft_type == "LORA" and config.bias == "none"  # trained biases stay when it is off
 
 
 def _fits(source: str, reference: PreTrainedModel) -> bool:
@@ -132,8 +129,9 @@ def _fits(source: str, reference: PreTrainedModel) -> bool:
     gc.collect()  # the policy before this one
     state = PartialState()
     state.wait_for_everyone()
-    adapter = Path(source) / "adapter_config.json"
-    folders = [source] + ([json.loads(adapter.read_text())["base_model_name_or_path"]] if adapter.exists() else [])
+    folders = [source]
+    while (base := adapter_base(folders[-1])) is not None:
+        folders.append(base)
     parameters = sum(_parameters(folder) or reference.num_parameters() for folder in folders)
     sharing = state.num_processes if reference.device.type == "cpu" else 1
     fits = parameters * reference.dtype.itemsize <= SHARE * free_memory(reference.device) / sharing

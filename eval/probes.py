@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from rlhf_trl.data import REPLY
+from rlhf_trl.frames import REPLY
 from rlhf_trl.errors import UserError
 
 CHECKS = {

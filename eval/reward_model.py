@@ -15,24 +15,23 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from scipy.special import expit
 from scipy.stats import pearsonr, rankdata
 from statsmodels.regression.linear_model import OLS
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from eval import figures, stats
 from eval.config import EvalConfig, JudgeConfig, PadConfig
 from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset, fingerprint, load_split, load_tokenizer
+from rlhf_trl.data import build_dataset, fingerprint, load_split
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source
+from rlhf_trl.files import weights_hash
+from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
-from rlhf_trl.rewards import score
-from rlhf_trl.runs import weights_hash
+from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 
 # Thresholds of the patterns of the error analysis
 LONGER = 1.25  # times as many tokens
@@ -43,12 +42,12 @@ CLOSE = 0.55  # confidence
 def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: PadConfig) -> None:
     root = Path(config.output_dir)
     source = config.reward_model_folder
-    check_classifier(source)
-    tokenizer = load_tokenizer(source, padding.pad_token)
-    pairs, left_out = load_held_out(data_config, tokenizer, config.seed)
+    check_reward_model(source, config.trust_remote_code)
+    frame = set_pad(reward_frame(source, config.trust_remote_code), source, padding.pad_token)
+    pairs, left_out = load_held_out(data_config, frame, config.seed)
 
     # Score
-    model = load(source, tokenizer, config.dtype).to(device())
+    model = load_raw(source, frame, dtype=config.dtype, trust_remote_code=config.trust_remote_code).to(device())
     scores = {}
     for side in ("chosen", "rejected"):
         sequences = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)]
@@ -97,46 +96,9 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: P
     print(f"The reward model's card is {folder / 'CARD.md'}")
 
 
-def check_classifier(source: str) -> None:
-    """Find out from its config alone whether a folder or hub name is a model with one score per sequence.
-
-    Raises:
-        UserError: it is not, or cannot be had.
-    """
-    check_source(source)
-    if _is_adapter(source):
-        if PeftConfig.from_pretrained(source).task_type != "SEQ_CLS":
-            raise UserError(f"{source} holds no reward model but an adapter of another kind; set reward_model")
-        return
-    model = AutoConfig.from_pretrained(source)
-    if not any("ForSequenceClassification" in name for name in model.architectures or []):
-        raise UserError(f"{source} holds no reward model (no sequence classifier); set reward_model to one")
-    if model.num_labels != 1:
-        raise UserError(f"{source} gives {model.num_labels} labels; a reward model gives one score")
-
-
-def load(source: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel | PeftModel:
-    """A reward model in eval mode that gives its raw scores, read at the last token that is not `tokenizer`'s pad.
-
-    Raises:
-        UserError: an adapter whose head has more than one label, which its config does not tell.
-    """
-    kind = AutoPeftModelForSequenceClassification if _is_adapter(source) else AutoModelForSequenceClassification
-    try:
-        model = kind.from_pretrained(source, num_labels=1, dtype=dtype)
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise UserError(f"{source} does not fit a reward model: more labels than one, or another base") from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval()
-
-
-def load_held_out(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[Dataset, dict]:
+def load_held_out(config: DataConfig, frame: Frame, seed: int) -> tuple[Dataset, dict]:
     """All pairs of the eval split that fit the limits, and how many do not."""
-    pairs = build_dataset(replace(config, max_rows=None), "eval", tokenizer, seed)
+    pairs = build_dataset(replace(config, max_rows=None), "eval", frame, seed)
     total = len(load_split(config, "eval")[0])
     left_out = stats.proportion(total - len(pairs), total)
     summary = {"pairs": total - len(pairs), "share": left_out.mean, "ci": [left_out.lower, left_out.upper], "n": total}
@@ -229,18 +191,14 @@ def sample_errors(rows: list[dict], found: dict[str, np.ndarray], size: int, see
     return [{**rows[i], "patterns": [name for name, holds in found.items() if holds[i]]} for i in drawn]
 
 
-def _check_context(model: PreTrainedModel | PeftModel, source: str, sequences: list[list[int]]) -> None:
+def _check_context(model: PreTrainedModel, source: str, sequences: list[list[int]]) -> None:
     longest = max(map(len, sequences))
-    context = getattr(model.config, "max_position_embeddings", longest)
-    if longest > context:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest > context:
         raise UserError(
             f"a pair of {longest} tokens does not fit the context of {context} tokens of {source}; "
             "lower max_prompt_tokens or max_completion_tokens"
         )
-
-
-def _is_adapter(source: str) -> bool:
-    return (Path(source) / "adapter_config.json").exists()
 
 
 def _describe(values: np.ndarray) -> dict[str, float]:

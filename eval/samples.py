@@ -24,19 +24,20 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
+from trl.trainer.utils import pad
 
 from eval.config import EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset, fingerprint, render_prompt
+from rlhf_trl.data import build_dataset, fingerprint
+from rlhf_trl.files import weights_hash
+from rlhf_trl.frames import TODAY, Frame, load_frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.runs import weights_hash
 
 
 class Job(NamedTuple):
@@ -58,7 +59,8 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     models = [*config.folders.values(), _base(config)]
     for source in filter(None, models):
         check_source(source)
-    prompts = build_dataset(data_config, "eval", AutoTokenizer.from_pretrained(models[0]), config.seed)
+    frame = load_frame(models[0], trust_remote_code=config.trust_remote_code)
+    prompts = build_dataset(data_config, "eval", frame, config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
     folder = Path(config.output_dir) / "samples"
@@ -87,6 +89,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
             "colder": config.colder,
             "dtype": config.dtype,
         },
+        "date_in_templates": TODAY.isoformat(),
         "versions": versions(),
         "machine": machine(),
         "files": {
@@ -146,7 +149,7 @@ def _base(config: EvalConfig) -> str | None:
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    frame: Frame,
     prompt_ids: list[list[int]],
     max_new_tokens: int,
     seed: int,
@@ -155,42 +158,35 @@ def sample(
     """One completion a prompt from softmax(logits / temperature), nothing cut off; at temperature 0 the likeliest
     token each time.
 
-    Returns token ids, in the order of the prompts; eos is the last of a completion that finished.
+    Returns token ids, in the order of the prompts; one of the frame's ends is the last of a completion that finished.
     """
     torch.manual_seed(seed)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    settings = GenerationConfig(
-        **(draw if temperature else {"do_sample": False}),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-    )
-    reverse = [torch.tensor(ids[::-1]) for ids in prompt_ids]  # flipped twice, padding ends up on the left
-    ids = pad_sequence(reverse, batch_first=True, padding_value=pad).flip(1).to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row in reverse], batch_first=True).flip(1).to(model.device)
+    settings = GenerationConfig(**(draw if temperature else {"do_sample": False}), max_new_tokens=max_new_tokens)
+    ends = frame.generation_config()
+    settings.eos_token_id, settings.pad_token_id = ends.eos_token_id, ends.pad_token_id
+    prompts = [torch.tensor(ids) for ids in prompt_ids]
+    ids = pad(prompts, padding_value=settings.pad_token_id, padding_side="left").to(model.device)
+    mask = pad([torch.ones_like(row) for row in prompts], padding_value=0, padding_side="left").to(model.device)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    completions = output[:, ids.shape[1] :].tolist()
-    return [
-        row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row for row in completions
-    ]
+    return [frame.cut(row) for row in output[:, ids.shape[1] :].tolist()]
 
 
 def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: EvalConfig) -> None:
     """Write the files of one model, which is loaded once for all of them."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-    model = load_policy(source, tokenizer, config.dtype).to(device())
+    frame = load_frame(tokenizer_source, trust_remote_code=config.trust_remote_code)
+    model = load_policy(source, frame.tokenizer, config.dtype, config.trust_remote_code).to(device())
     for job in todo:
-        _run(job, model, tokenizer, folder / f"{job.path}.jsonl", config)
+        _run(job, model, frame, folder / f"{job.path}.jsonl", config)
     del model
     gc.collect()
 
 
-def _run(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, config: EvalConfig) -> None:
+def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: EvalConfig) -> None:
     """Sample batch by batch, each process its share. Each batch has a seed of its own, so that neither a kill nor
     the number of processes changes what is drawn."""
-    prompts = [render_prompt(prompt["dialogue"], tokenizer) for prompt in job.prompts]
-    prompt_ids = tokenizer(prompts)["input_ids"]
+    prompts = [frame.prompt(prompt["dialogue"]) for prompt in job.prompts]
+    prompt_ids = [frame.prompt_ids(prompt) for prompt in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     state = PartialState()
     done = {row["index"] for part in _partials(path) for row in read_jsonl(part)}
@@ -205,18 +201,17 @@ def _run(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
                 continue
             ids = [prompt_ids[i // job.replies] for i in batch]
             seed = combined_seed(config.seed, batch[0])
-            completions = sample(model, tokenizer, ids, config.max_new_tokens, seed, job.temperature)
-            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-            for i, completion, text in zip(batch, completions, texts, strict=True):
+            completions = sample(model, frame, ids, config.max_new_tokens, seed, job.temperature)
+            for i, completion in zip(batch, completions, strict=True):
                 prompt, reply = divmod(i, job.replies)
                 row = {
                     "index": i,
                     "reply": reply,
                     **job.prompts[prompt],
                     "prompt": prompts[prompt],
-                    "completion": text,
+                    "completion": frame.text(completion),
                     "completion_ids": completion,
-                    "finished": completion[-1] == tokenizer.eos_token_id,
+                    "finished": frame.finished(completion),
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from eval import kl, samples
 from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
@@ -33,10 +33,10 @@ from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import load_tokenizer, render_prompt
+from rlhf_trl.files import weights_hash
+from rlhf_trl.frames import Frame, load_frame
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import check_reward_model, load_reward_model, score
-from rlhf_trl.runs import weights_hash
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
 # 2307.15043). A phrase is a sign, no proof: nobody has read the reply.
@@ -58,13 +58,13 @@ BEGINNING = 60  # characters
 def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    check_reward_model(config.reward_model_folder)
+    check_reward_model(config.reward_model_folder, config.trust_remote_code)
     samples.main(data_config, config, judge)
     PartialState().wait_for_everyone()  # the main process says last what was sampled
     sampled = json.loads((root / "samples" / "manifest.json").read_text())["files"]
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in sampled}
 
-    add_proxy(files, sampled, config)
+    scale = add_proxy(files, sampled, data_config, config)
     estimators = add_kl(files, sampled, config)
     if not PartialState().is_main_process:
         return
@@ -82,6 +82,7 @@ def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> Non
                 row["completion_tokens"] = len(row.pop("completion_ids"))
             write_jsonl(staging / f"{name}.jsonl", rows)
         manifest = {role: {"path": path, "sha256": weights_hash(path)} for role, path in parents.items()}
+        manifest["reward_model"] |= scale
         write_json(staging / "manifest.json", manifest | {"kl": estimators})
     print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {root / 'scores'}")
 
@@ -91,26 +92,32 @@ def refuses(reply: str) -> bool:
     return DECLINED.search(reply.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")[:BEGINNING]) is not None
 
 
-def add_proxy(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalConfig) -> None:
-    """Add `proxy`. The sampled ids are scored as they are; text is tokenized again only for another vocabulary.
+def add_proxy(
+    files: dict[str, list[dict]], sampled: dict[str, dict], data_config: DataConfig, config: EvalConfig
+) -> dict[str, float]:
+    """Add `proxy`, and return mean and sd of the raw scores that it is standardised by. The sampled ids are scored as
+    they are; text is tokenized again only for a reward model that reads other ids than the policy.
 
     `sampled` has model, tokenizer and temperature of each file, as in the manifest of the samples.
     """
-    folder = config.reward_model_folder
-    model = load_reward_model(folder, dtype=config.dtype).to(device())
-    tokenizer = load_tokenizer(folder)
+    source, trust = config.reward_model_folder, config.trust_remote_code
+    options = {"dtype": config.dtype, "trust_remote_code": trust}
+    model, frame = load_reward_model(source, data_config, config.seed, **options)
+    model.to(device())
     for name, rows in files.items():
-        same = _same_tokens(sampled[name]["tokenizer"], tokenizer)
+        same = _frame(sampled[name]["tokenizer"], trust).differs_from(frame) is None
         sequences = [
-            tokenizer(render_prompt(row["dialogue"], tokenizer))["input_ids"]
-            + (row["completion_ids"] if same else completion_ids(row, tokenizer))
+            frame.prompt_ids(frame.prompt(row["dialogue"]))
+            + (row["completion_ids"] + frame.rest * row["finished"] if same else completion_ids(row, frame))
             for row in rows
         ]
         scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
         for row, value in zip(rows, shared_out(sequences, scores), strict=True):
             row["proxy"] = value.item()
+    scale = {"mean": model.score.mean, "std": model.score.std}
     del model
     gc.collect()
+    return scale
 
 
 def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalConfig) -> dict[str, str]:
@@ -119,24 +126,24 @@ def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalC
     Exact where policy and reference fit into memory together. Else the log-ratio of the sampled tokens (at temperature
     1, as only the reference itself is sampled at another one), from one model after the other.
     """
-    folder = next(iter(config.folders.values()))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    folder, trust = next(iter(config.folders.values())), config.trust_remote_code
+    frame = _frame(folder, trust)
     by_model = defaultdict(list)
     for name, rows in files.items():
         asked = name != "best_of" and not name.startswith(("greedy/", "probes/"))
-        asked = asked and _same_tokens(sampled[name]["tokenizer"], tokenizer)
+        asked = asked and _frame(sampled[name]["tokenizer"], trust).differs_from(frame) is None
         for row in rows:
             row["kl"] = 0.0 if asked else None
         if asked:
             by_model[sampled[name]["model"]].append(name)
 
     def add(name: str, compute: Callable, sign: int = 1) -> None:
-        read = functools.partial(in_batches, compute, tokenizer, config.batch_size, f"{name}: KL")
+        read = functools.partial(in_batches, compute, frame, config.batch_size, f"{name}: KL")
         for row, value in zip(files[name], shared_out(files[name], read), strict=True):
             row["kl"] += sign * value
 
     def add_beside(reference: PreTrainedModel, source: str) -> bool:
-        with kl.beside(reference, folder, source, tokenizer, config.dtype) as policy:
+        with kl.beside(reference, folder, source, load) as policy:
             for name in by_model[source]:
                 if policy is None:
                     add(name, functools.partial(kl.log_probabilities, reference), sign=-1)
@@ -145,12 +152,15 @@ def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalC
                     add(name, functools.partial(kl.exact, policy, reference, temperature=temperature))
             return policy is not None
 
-    reference = load_policy(folder, tokenizer, config.dtype).to(device())
+    def load(source: str) -> PreTrainedModel:
+        return load_policy(source, frame.tokenizer, config.dtype, trust).to(device())
+
+    reference = load(folder)
     exact = {source: add_beside(reference, source) for source in by_model}
     del reference
     gc.collect()
     for source in (source for source, fitted in exact.items() if not fitted):
-        policy = load_policy(source, tokenizer, config.dtype).to(device())
+        policy = load(source)
         for name in by_model[source]:
             add(name, functools.partial(kl.log_probabilities, policy))
         del policy
@@ -160,13 +170,13 @@ def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalC
 
 def in_batches(
     compute: Callable[[list, list], list[float]],
-    tokenizer: PreTrainedTokenizerBase,
+    frame: Frame,
     batch_size: int,
     progress: str,
     rows: list[dict],
 ) -> list[float]:
     """`compute` of the rows' prompt ids and completion ids, one value a row, in batches of like length."""
-    prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"] if rows else []
+    prompt_ids = [frame.prompt_ids(row["prompt"]) for row in rows]
     values = [0.0] * len(rows)
     lengths = [len(ids) + len(row["completion_ids"]) for ids, row in zip(prompt_ids, rows, strict=True)]
     for batch in batches(lengths, batch_size, progress, device()):
@@ -186,15 +196,12 @@ def shared_out(items: list, compute: Callable[[list], Sequence]) -> list:
     return values
 
 
-_tokenizer = functools.cache(AutoTokenizer.from_pretrained)
+@functools.cache
+def _frame(source: str, trust_remote_code: bool) -> Frame:
+    return load_frame(source, trust_remote_code=trust_remote_code)
 
 
-def _same_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    other = _tokenizer(source)
-    return other.get_vocab() == tokenizer.get_vocab() and other.chat_template == tokenizer.chat_template
-
-
-def completion_ids(row: dict, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def completion_ids(row: dict, frame: Frame) -> list[int]:
     """A reply in another vocabulary, as the reward model's training had it: HH's replies begin with a space."""
-    text = row["completion"].strip() if tokenizer.chat_template else " " + row["completion"].strip()
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * row["finished"]
+    text = frame.reply(" " + row["completion"].strip())
+    return frame.reply_ids(frame.prompt(row["dialogue"]), text, row["finished"])[0]

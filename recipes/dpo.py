@@ -16,33 +16,36 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
-    from rlhf_trl.data import build_dataset, load_tokenizer
+    from rlhf_trl.data import build_dataset
     from rlhf_trl.dpo import CorrectedDPOTrainer
-    from rlhf_trl.kl import reward_std
-    from rlhf_trl.models import check_context, load_causal_lm, lora
+    from rlhf_trl.frames import start_frame
+    from rlhf_trl.models import check_context, load_options, load_start, lora
+    from rlhf_trl.rewards import reward_std
     from rlhf_trl.runs import Run
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
     # Load
-    tokenizer = load_tokenizer(model_config.model_name_or_path)
+    frame = start_frame(model_config, args)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
-    rows = pairs.select_columns(["prompt", "chosen", "rejected", "length"])
+    pairs = build_dataset(data_config, "reward", frame, args.seed)
+    rows = pairs.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     if args.train_sampling_strategy != "sequential":
         rows = rows.sort("length")  # less padding for the reference, which takes them in their order
 
     # Build: the log-probabilities under the reference, which is the model as it is now, are computed before training
     parents = {"model": model_config.model_name_or_path}
     if kl_config.kl_strength is not None:
-        args.beta = kl_config.kl_strength * reward_std(kl_config.reward_model_path)
+        std = reward_std(kl_config.reward_model_path, data_config, args.seed, **load_options(model_config))
+        args.beta = kl_config.kl_strength * std
         parents["reward_model"] = kl_config.reward_model_path
-    run = Run(args, data_config, model_config, kl_config, data=pairs, parents=parents, fresh=run_config.fresh)
+    configs = data_config, model_config, kl_config
+    run = Run(args, *configs, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = CorrectedDPOTrainer(
-        model=load_causal_lm(model_config, tokenizer),
+        model=load_start(model_config, "CAUSAL_LM", frame),
         args=args,
         train_dataset=rows,
-        processing_class=tokenizer,
+        processing_class=frame.tokenizer,
         peft_config=lora(model_config, "CAUSAL_LM"),
     )
 

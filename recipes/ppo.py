@@ -15,29 +15,34 @@ def main() -> None:
     check_launch()
     data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["ppo"])
 
-    from rlhf_trl.data import build_dataset, load_tokenizer
-    from rlhf_trl.models import check_context, load_causal_lm, load_options, lora
+    from rlhf_trl.data import build_dataset
+    from rlhf_trl.frames import start_frame
+    from rlhf_trl.models import check_context, load_options, load_start, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, value_model_of
-    from rlhf_trl.rewards import load_reward_model
+    from rlhf_trl.rewards import Reward, load_reward_model
     from rlhf_trl.runs import Run
 
     # Load
-    tokenizer = load_tokenizer(model_config.model_name_or_path)
-    reward_model = load_reward_model(args.reward_model_path, **load_options(model_config))
+    frame = start_frame(model_config, args)
     check_context(model_config, data_config.max_prompt_tokens, args.response_length)
-    prompts = build_dataset(data_config, "policy", tokenizer, args.seed)
+    prompts = build_dataset(data_config, "policy", frame, args.seed)
     check_batches(args, len(prompts))
+    options = load_options(model_config)
+    reward_model, read_as = load_reward_model(args.reward_model_path, data_config, args.seed, frame, **options)
 
     # Build: with LoRA the reference is the policy with its adapter off, and the value model an adapter on the reward
     # model; else both are copies
     parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
-    run = Run(args, data_config, model_config, kl_config, data=prompts, parents=parents, fresh=run_config.fresh)
+    configs = data_config, model_config, kl_config
+    run = Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh)
     trainer = CorrectedPPOTrainer(
         args=args,
-        processing_class=tokenizer,
-        model=load_causal_lm(model_config, tokenizer),
+        frame=frame,
+        model=load_start(model_config, "CAUSAL_LM", frame),
         ref_model=None,
-        reward_model=reward_model,
+        reward=Reward(
+            reward_model, frame, read_as.rest, args.missing_eos_penalty, args.local_rollout_forward_batch_size
+        ),
         value_model=value_model_of(reward_model, lora(model_config, "SEQ_CLS")),
         train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
         peft_config=lora(model_config, "CAUSAL_LM"),

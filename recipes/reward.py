@@ -7,8 +7,6 @@ The mean and sd of its scores on chosen replies of the validation split, which i
 saved in the model's config.
 """
 
-from dataclasses import replace
-
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import cli
 
@@ -21,32 +19,33 @@ def main() -> None:
     from trl import RewardTrainer
 
     from rlhf_trl.batching import length_grouped
-    from rlhf_trl.data import build_dataset, load_tokenizer
-    from rlhf_trl.models import check_context, device, load_merged, load_sequence_classifier, lora
-    from rlhf_trl.rewards import score
+    from rlhf_trl.data import build_dataset
+    from rlhf_trl.frames import start_frame
+    from rlhf_trl.models import check_context, device, load_merged, load_start, lora
+    from rlhf_trl.rewards import load_scale_pairs, measure_scale
     from rlhf_trl.runs import Run
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
-    # Load: pairs in the one form in which every user of the reward model gives it its input
-    tokenizer = load_tokenizer(model_config.model_name_or_path, args.pad_token, model_config.model_revision)
+    # Load
+    frame = start_frame(model_config, args)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "reward", tokenizer, args.seed)
+    pairs = build_dataset(data_config, "reward", frame, args.seed)
     examples = pairs.map(
         lambda row: {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")},
         remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids", "length")],
         desc="Joining prompts and replies",
     )
-    held_out = build_dataset(replace(data_config, max_rows=256), "validation", tokenizer, args.seed)
+    held_out = load_scale_pairs(data_config, frame, args.seed)
 
     # Build
     parents = {"model": model_config.model_name_or_path}
-    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
+    run = Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = length_grouped(RewardTrainer)(
-        model=load_sequence_classifier(model_config, tokenizer),
+        model=load_start(model_config, "SEQ_CLS", frame),
         args=args,
         train_dataset=examples,
-        processing_class=tokenizer,
+        processing_class=frame.tokenizer,
         peft_config=lora(model_config, "SEQ_CLS"),
     )
 
@@ -58,10 +57,9 @@ def main() -> None:
     clear_device_cache(garbage_collection=True)  # makes room for the model as it was saved
 
     # Save, with the scale of the scores
-    model = load_merged(run.staging, "SEQ_CLS", tokenizer, model_config).eval().to(device())
-    chosen = [prompt + ids for prompt, ids in zip(held_out["prompt_ids"], held_out["chosen_ids"], strict=True)]
-    chosen = score(model, chosen, args.per_device_eval_batch_size, progress="Scale of the scores")
-    model.config.reward_mean, model.config.reward_std = chosen.mean().item(), chosen.std().item()
+    model = load_merged(run.staging, "SEQ_CLS", frame, model_config).eval().to(device())
+    scale = measure_scale(model, held_out, args.per_device_eval_batch_size)
+    model.config.reward_mean, model.config.reward_std = scale
     run.publish(model)
 
 

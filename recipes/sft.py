@@ -19,16 +19,18 @@ def main() -> None:
     from trl import SFTTrainer
 
     from rlhf_trl.batching import length_grouped
-    from rlhf_trl.data import build_dataset, load_tokenizer
-    from rlhf_trl.models import check_context, load_causal_lm, load_merged, lora
+    from rlhf_trl.data import build_dataset
+    from rlhf_trl.frames import start_frame
+    from rlhf_trl.models import check_architecture, check_context, load_merged, load_start, lora
     from rlhf_trl.runs import Run
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 
-    # Load: completion-only examples, tokenized the way the policy will later meet them
-    tokenizer = load_tokenizer(model_config.model_name_or_path, args.pad_token, model_config.model_revision)
+    # Load: completion-only examples
+    frame = start_frame(model_config, args)
+    check_architecture(model_config)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "sft", tokenizer, args.seed)
+    pairs = build_dataset(data_config, "sft", frame, args.seed)
     examples = pairs.map(
         lambda row: {
             "input_ids": row["prompt_ids"] + row["chosen_ids"],
@@ -41,12 +43,12 @@ def main() -> None:
 
     # Build
     parents = {"model": model_config.model_name_or_path}
-    run = Run(args, data_config, model_config, data=pairs, parents=parents, fresh=run_config.fresh)
+    run = Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh)
     trainer = length_grouped(SFTTrainer)(
-        model=load_causal_lm(model_config, tokenizer),
+        model=load_start(model_config, "CAUSAL_LM", frame),
         args=args,
         train_dataset=examples,
-        processing_class=tokenizer,
+        processing_class=frame.tokenizer,
         peft_config=lora(model_config, "CAUSAL_LM"),
     )
 
@@ -56,7 +58,7 @@ def main() -> None:
         return
     del trainer
     clear_device_cache(garbage_collection=True)  # makes room for the model as it was saved
-    run.publish(load_merged(run.staging, "CAUSAL_LM", tokenizer, model_config))
+    run.publish(load_merged(run.staging, "CAUSAL_LM", frame, model_config))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 # Sequences that are sorted among themselves. Not a number of batches: the larger a batch, the more it suffers from
@@ -57,6 +58,13 @@ class LengthGroupedSampler(Sampler[int]):
         shuffled = torch.randperm(whole - len(first), generator=generator) + len(first)
         for number in [*first, *shuffled.tolist(), whole]:  # the last one is smaller, or empty
             yield from order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+def seeded_order(args: TrainingArguments, lengths: list[int], batch_size: int) -> Sampler[int]:
+    """The order of prompts that `train_sampling_strategy` asks for, which depends on seed and epoch alone."""
+    if args.train_sampling_strategy == "group_by_length":
+        return LengthGroupedSampler(lengths, batch_size, args.seed)
+    return SeedableRandomSampler(lengths, data_seed=args.seed)
 
 
 def combined_seed(*seeds: int) -> int:

@@ -19,12 +19,13 @@ from rlhf_trl.errors import UserError, check_folder, check_writable
 from rlhf_trl.outline import load, outline
 
 # Where we differ from TRL's own defaults: less padding, and no second model for DPO's reference
-DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True}
+DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True, "stop_token": "eos"}
 
 # Options that name folders, or something on the hub
 FOLDERS = {"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward model"}
 # Options that would be accepted and do nothing or harm, and what to do instead
 ALWAYS = {
+    "eval_strategy": "leave it out; make score and make eval-reward evaluate on held-out data",
     "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
     "save_only_model": "leave it out: a killed run could not go on, and a finished one keeps only models anyway",
 }
@@ -43,9 +44,17 @@ IGNORED = {
         "fp16": "set dtype: float16",
         "deepspeed": "set LAUNCH=ddp",
         "fsdp": "set LAUNCH=ddp",
+        "stop_token": "leave it out; a reply ends where the chat template says, or set eos_token when SFT trains",
+        "stop_token_id": "a reply ends where the chat template says, or set eos_token when SFT trains",
     },
-    "GRPOConfig": ALWAYS,
-    "SFTConfig": LENGTHS,
+    "GRPOConfig": ALWAYS
+    | {"chat_template_kwargs": "the chat template is read with its defaults, or set chat_template_path for SFT"},
+    "SFTConfig": LENGTHS
+    | {
+        "completion_only_loss": "leave it out; the loss is on completions only",
+        "assistant_only_loss": "leave it out; the loss is on completions only",
+        "packing": "leave it out; batches are of like length, which saves as much",
+    },
     "RewardConfig": LENGTHS,
     "DPOConfig": LENGTHS,
 }
@@ -125,6 +134,13 @@ class RunConfig:
 
 
 @dataclass
+class PPORunConfig(RunConfig):
+    """The same, with what PPO's own config lacks."""
+
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+
+@dataclass
 class RewardModelConfig:
     """The reward that GRPO learns from (PPO's own config has the same fields)."""
 
@@ -139,7 +155,7 @@ MODEL = "trl.ModelConfig"
 RECIPES: dict[str, tuple[type | str, ...]] = {
     "sft": (DataConfig, MODEL, RunConfig, "trl.SFTConfig"),
     "reward": (DataConfig, MODEL, RunConfig, "trl.RewardConfig"),
-    "ppo": (DataConfig, MODEL, kl.KLConfig, RunConfig, "trl.experimental.ppo.PPOConfig"),
+    "ppo": (DataConfig, MODEL, kl.KLConfig, PPORunConfig, "trl.experimental.ppo.PPOConfig"),
     "grpo": (DataConfig, MODEL, RewardModelConfig, kl.KLConfig, RunConfig, "trl.GRPOConfig"),
     "dpo": (DataConfig, MODEL, kl.DPOKLConfig, RunConfig, "trl.DPOConfig"),
 }
@@ -235,12 +251,14 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
         raise UserError(f"{config or 'options'}: {error}") from error
     if rest:
         raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
+    trust = any(getattr(part, "trust_remote_code", False) for part in parsed)
     for part in parsed:
         if type(part).__name__ in kl.COEFFICIENTS and "kl_strength" in options:
             (strength,) = (config for config in parsed if isinstance(config, kl.KLConfig))
             kl.set_coefficient(strength, part, parser_defaults[kl.COEFFICIENTS[type(part).__name__]])
         if type(part).__name__ == "ModelConfig":
             _check_model(part)
+            part.trust_remote_code = trust
             if ppo and part.load_in_8bit:
                 raise UserError("PPO's value and reward model share weights, which 8 bits cannot; set load_in_4bit")
         if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not

@@ -1,4 +1,4 @@
-"""HH-RLHF preference pairs: reading, the row contract, prompt-disjoint splits and the text the models see.
+"""HH-RLHF preference pairs: reading, the row contract, prompt-disjoint splits and their tokens.
 
 The layout is that of the hub dataset `Anthropic/hh-rlhf` (Bai et al. 2022, arXiv 2204.05862):
 `[SUBSET/]train.jsonl[.gz]` and `[SUBSET/]test.jsonl[.gz]`, each line an object with the two whole
@@ -8,7 +8,6 @@ dialogues `chosen` and `rejected`.
 import gzip
 import hashlib
 import json
-import re
 import shutil
 import uuid
 from collections import Counter
@@ -21,35 +20,16 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlhf_trl import frames
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, check_writable
-from rlhf_trl.hub import check_reachable, check_source
+from rlhf_trl.files import file_hash
+from rlhf_trl.frames import REPLY, TURN, Frame
+from rlhf_trl.hub import check_reachable
 
-REPLY = "\n\nAssistant:"
-TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def load_tokenizer(name: str, pad_token: str | None = None, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The model's tokenizer, left-padded, with a pad token that is not eos.
-
-    If pad were eos, the trainers would mask the eos that ends a reply and the policy would never learn
-    to stop. `pad_token` names the token to use; one that the vocabulary lacks is added to it.
-
-    Raises:
-        UserError: the model cannot be had, or there is no pad token besides eos and none is named.
-    """
-    check_source(name)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    if pad_token:
-        tokenizer.add_special_tokens({"pad_token": pad_token})
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"the tokenizer of {name} has no pad token besides eos; "
-            "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
-        )
-    return tokenizer
+TOO_LONG = ("prompt too long", "reply too long")
+UNFIT = (*TOO_LONG, *frames.REASONS)  # why a row of a split cannot be used
 
 
 def load_pairs(config: DataConfig, split: str) -> tuple[list[dict], Counter]:
@@ -99,62 +79,67 @@ def load_split(config: DataConfig, name: str) -> tuple[list[dict], Counter]:
     return kept, dropped
 
 
-def build_dataset(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
-    """Rows of a split as the text `tokenizer`'s model sees, shuffled by `seed`, without the too long ones.
+def build_dataset(config: DataConfig, name: str, frame: Frame, seed: int) -> Dataset:
+    """Rows of a split that can be used, as the frame's model reads them, shuffled by `seed`.
 
-    Columns: `dialogue` (HH's text), `prompt`, `chosen`, `rejected` (str), `prompt_ids`, `chosen_ids`, `rejected_ids`
-    (list of int; replies end in eos) and `length` (tokens of the prompt with the longer reply). What
-    was dropped, and why, is printed. What one run has tokenized the next ones read from the cache of `datasets`.
+    Columns: those of `Frame.row`. What was dropped, and why, is printed.
+
+    Raises:
+        UserError: no row is left.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf-trl" / _cache_key(config, name, tokenizer)
-    with PartialState().local_main_process_first():
-        check_writable(folder if folder.exists() else folder.parent, "HF_DATASETS_CACHE")  # more will be kept there
-        if not folder.exists():
-            _tokenize_split(config, name, tokenizer, folder)
-    dataset = Dataset.load_from_disk(folder).shuffle(seed=seed)
+    dataset, dropped = tokenize_split(config, name, frame)
+    kept = [i for i, reason in enumerate(dataset["dropped"]) if not reason]
+    dropped += Counter(filter(None, dataset["dropped"]))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+    if not kept:
+        raise UserError(
+            f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} and "
+            f"max_completion_tokens={config.max_completion_tokens} (dropped: {reasons}); raise them or use other data"
+        )
+    dataset = dataset.select(kept).shuffle(seed=seed)
     if config.max_rows is not None:
         dataset = dataset.select(range(min(config.max_rows, len(dataset))))
-    dropped = json.loads((folder / "dropped.json").read_text())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
-    print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons})")
+    apart = sum(dataset["apart"])
+    note = f"; {apart} with a reply that is other tokens when written together with its prompt" if apart else ""
+    print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons}{note})")
     return dataset
 
 
-def _cache_key(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides what a tokenized split holds: code, files, limits, tokenizer."""
+def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset, Counter]:
+    """All rows of a split through `Frame.row`, those over the limits marked as dropped; and how many `load_split` left
+    out, by reason. What one run has tokenized the next ones read from the cache of `datasets`."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf-trl" / _cache_key(config, name, frame)
+    with PartialState().local_main_process_first():
+        check_writable(folder if folder.exists() else folder.parent, "HF_DATASETS_CACHE")  # more will be kept there
+        if not folder.exists():
+            _tokenize_split(config, name, frame, folder)
+    return Dataset.load_from_disk(folder), Counter(json.loads((folder / "dropped.json").read_text()))
+
+
+def _cache_key(config: DataConfig, name: str, frame: Frame) -> str:
+    """All that decides what a tokenized split holds: code, files, limits, frame."""
     files = [(split, subset, path) for split in ("train", "test") for subset, path in _find(config, split)]
     contents = [(*origin, file_hash(path)) for *origin, path in files]
-    code = file_hash(Path(__file__)), version("transformers"), version("tokenizers")
+    code = file_hash(Path(__file__)), file_hash(Path(frames.__file__)), version("transformers"), version("tokenizers")
     limits = config.data_dir, config.splits, config.max_prompt_tokens, config.max_completion_tokens
-    return Hasher.hash((code, contents, name, limits, tokenizer))
+    return Hasher.hash((code, contents, name, limits, frame.tokenizer, frame.rest))
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _tokenize_split(config: DataConfig, name: str, frame: Frame, folder: Path) -> None:
     rows, dropped = load_split(config, name)
     if name == "sft":
         load_pairs(config, "test")  # a broken test split must not be found only after all the training
-    total = len(rows)
-    dataset = Dataset.from_list(rows)
-    dataset = dataset.map(lambda row: tokenize(render(row, tokenizer), tokenizer), desc=f"Tokenizing {name}")
-    dataset = dataset.filter(lambda ids: len(ids) <= config.max_prompt_tokens, input_columns="prompt_ids")
-    dropped["prompt too long"] = total - len(dataset)
-    if name != "policy":  # where only the prompts are used
-        dataset = dataset.filter(
-            lambda chosen, rejected: max(len(chosen), len(rejected)) <= config.max_completion_tokens,
-            input_columns=["chosen_ids", "rejected_ids"],
-        )
-    dropped["reply too long"] = total - dropped["prompt too long"] - len(dataset)
-    if not len(dataset):
-        raise UserError(
-            f"no row of the {name} split of {config.dataset} fits max_prompt_tokens={config.max_prompt_tokens} "
-            f"and max_completion_tokens={config.max_completion_tokens}; raise them or use other data"
-        )
+
+    def read(row: dict) -> dict:
+        row = frame.row(row)
+        longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        if len(row["prompt_ids"]) > config.max_prompt_tokens:
+            row["dropped"] = TOO_LONG[0]
+        elif longest > config.max_completion_tokens and name != "policy":  # where only the prompts are used
+            row["dropped"] = TOO_LONG[1]
+        return row
+
+    dataset = Dataset.from_list(rows).map(read, desc=f"Tokenizing {name}", new_fingerprint=folder.name)
     staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")  # process ids are the same on several machines
     dataset.save_to_disk(staging)
     (staging / "dropped.json").write_text(json.dumps(dropped))
@@ -164,72 +149,15 @@ def _tokenize_split(config: DataConfig, name: str, tokenizer: PreTrainedTokenize
         shutil.rmtree(staging)
 
 
-def render(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The row as the text the model sees, and the dialogue so far as HH writes it as `dialogue`."""
-    sides = ("chosen", "rejected") if tokenizer.chat_template else ()
-    replies = {side: row[side].strip() for side in sides}
-    return {**row, "dialogue": row["prompt"], "prompt": render_prompt(row["prompt"], tokenizer), **replies}
-
-
-def render_prompt(dialogue: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """An HH dialogue that ends in "\\n\\nAssistant:" as a prompt: HH's own format, or the tokenizer's chat template
-    where it has one.
-
-    A chat model's prompt ends in the template's generation prompt, so that prompt + reply + eos is both
-    what SFT teaches and what sampling produces. (TRL's own rendering of conversations can put tokens
-    after eos; then the reward model would be trained on another input than it later scores.)
-    """
-    if not tokenizer.chat_template:
-        return dialogue
-    prompt = tokenizer.apply_chat_template(
-        messages(dialogue.removesuffix(REPLY)),
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
-    )
-    if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        prompt = prompt.removeprefix(tokenizer.bos_token)  # the tokenizer adds it again
-    return prompt
-
-
-def tokenize(row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Add `prompt_ids`, `chosen_ids`, `rejected_ids` and `length`; a finished reply ends in eos.
-
-    Prompt and reply are tokenized apart, because that is how a policy meets them.
-    """
-    ids = {"prompt_ids": tokenizer(row["prompt"])["input_ids"]}
-    for side in ("chosen", "rejected"):
-        ids[f"{side}_ids"] = tokenizer(row[side], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    longest = max(len(ids["chosen_ids"]), len(ids["rejected_ids"]))
-    return {**row, **ids, "length": len(ids["prompt_ids"]) + longest}
-
-
-def messages(dialogue: str) -> list[dict]:
-    """Chat messages of an HH dialogue; turns of one speaker in a row are joined.
-
-    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
-    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello.'}]
-    """
-    _, *turns = TURN.split(dialogue)
-    result: list[dict] = []
-    for speaker, text in zip(turns[::2], turns[1::2], strict=True):
-        role = {"Human": "user", "Assistant": "assistant"}[speaker]
-        if result and result[-1]["role"] == role:
-            result[-1]["content"] += "\n\n" + text.strip()
-        else:
-            result.append({"role": role, "content": text.strip()})
-    return result
-
-
 def prompt_key(prompt: str) -> str:
     """What makes two prompts the same: the SHA-256 of the text with whitespace folded."""
     return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of the pairs a run used, in order."""
+    """SHA-256 of the pairs a run used, as its model read them, in order."""
     digest = hashlib.sha256()
-    for row in dataset.select_columns(["prompt", "chosen", "rejected"]):
+    for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 

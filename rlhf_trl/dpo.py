@@ -5,11 +5,15 @@ from datasets.fingerprint import Hasher
 from trl import DPOTrainer
 
 from rlhf_trl.batching import length_grouped
-from rlhf_trl.runs import weights_hash
+from rlhf_trl.files import weights_hash
 
 
 class CorrectedDPOTrainer(length_grouped(DPOTrainer)):
-    """DPOTrainer whose reference is computed as the policy is, and is never an older one."""
+    """DPOTrainer on ids, whose reference is computed as the policy is, and is never an older one."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_) -> Dataset:
+        """TRL would tokenize text of its own; these rows have `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+        return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's key to the cache leaves `ld_alpha` out and, under ZeRO-3, the weights, which are empty there."""

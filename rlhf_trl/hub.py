@@ -1,11 +1,16 @@
 """Finding out early whether something on the hub can be had."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.errors import UserError, check_folder
+from rlhf_trl.files import weights_hash
+
+ADAPTER = "adapter_config.json"
 
 
 def check_reachable(name: str, repo_type: str, variable: str) -> None:
@@ -30,14 +35,59 @@ def check_reachable(name: str, repo_type: str, variable: str) -> None:
 
 
 def check_source(name: str) -> None:
-    """Fail early and in one line where a model folder or hub model cannot be had.
+    """Fail early and in one line where a model folder, hub model or adapter cannot be had.
 
     Raises:
-        UserError: no such folder, a folder without a model, or a hub model that cannot be reached.
+        UserError: no such folder, a folder without a model, a hub model that cannot be reached, or an adapter whose
+            base cannot be had.
     """
     path = Path(name)
-    if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"{name} holds no model (no config.json); name a model folder")
-        return
-    check_reachable(name, "model", "MODEL")
+    if not path.is_dir():
+        check_reachable(name, "model", "MODEL")
+    elif not any((path / file).exists() for file in ("config.json", ADAPTER)):
+        raise UserError(f"{name} holds no model (no config.json); name a model folder")
+    base = adapter_base(name)
+    if base is not None:
+        check_source(base)
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that an adapter was trained on; None if `name` is no adapter.
+
+    A base folder that has moved together with its adapter is found: a folder of the same name beside the adapter's or
+    above. It must hold the weights that the adapter's run recorded, if there is a record.
+
+    Raises:
+        UserError: the base has moved to where it is not found, or its weights have changed.
+    """
+    file = find_adapter_config_file(name)
+    if file is None:
+        return None
+    base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"the adapter {name} does not say which model it belongs to; name that in its {ADAPTER}")
+    try:
+        check_folder(base, "base model")
+    except UserError as error:
+        return _moved_base(name, base, error)
+    return base
+
+
+def _moved_base(name: str, base: str, error: UserError) -> str:
+    manifest = Path(name) / "manifest.json"
+    recorded = json.loads(manifest.read_text())["parents"]["model"]["sha256"] if manifest.exists() else None
+    for parent in list(Path(name).absolute().parents)[:3]:
+        found = parent / Path(base).name
+        is_model = (found / "config.json").exists() or (found / ADAPTER).exists()
+        if is_model and recorded in (None, weights_hash(found)):
+            return str(found)
+    raise UserError(
+        f"the adapter {name} was trained on {base}, which is not there any more, nor beside it; put that model beside "
+        f"the adapter's folder, or name it as base_model_name_or_path in {ADAPTER}"
+    ) from error
+
+
+def whole_model(name: str) -> str:
+    """The model under all adapters: `name` itself if it is none."""
+    base = adapter_base(name)
+    return name if base is None else whole_model(base)

@@ -11,9 +11,7 @@ the words of each trainer:
 later ones, so that its optimum is another one there.
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rlhf_trl.errors import UserError
@@ -68,7 +66,7 @@ class DPOKLConfig(KLConfig):
 
 
 def set_coefficient(config: KLConfig, args: Any, default: float) -> None:
-    """Set TRL's coefficient from `kl_strength`, where that is given; DPO's recipe does it itself, by `reward_std`.
+    """Set TRL's coefficient from `kl_strength`, where that is given; DPO's recipe does it, by `rewards.reward_std`.
 
     Args:
         args: TRL's config, its coefficient None if it was not given.
@@ -95,18 +93,6 @@ def set_coefficient(config: KLConfig, args: Any, default: float) -> None:
         setattr(args, name, config.kl_strength * _unit(vars(args), None))
     elif config.reward_model_path is None:
         raise UserError("kl_strength needs the scale of a reward model; set reward_model_path, or beta in its place")
-
-
-def reward_std(folder: str) -> float:
-    """The standard deviation of a reward model's raw scores, from its config.
-
-    Raises:
-        UserError: the folder is not one that the reward recipe made.
-    """
-    try:
-        return json.loads((Path(folder) / "config.json").read_text())["reward_std"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no reward model; make one with 'make reward', or set beta") from error
 
 
 def strength(settings: dict[str, Any], reward_std: float | None) -> float | None:

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForSequenceClassification,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,48 +24,101 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import Frame
+from rlhf_trl.hub import adapter_base, whole_model
+
+KINDS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}
 
 
 def load_options(model: ModelConfig) -> dict:
-    """How a config wants models loaded: dtype, attention and quantization, as `from_pretrained` takes them."""
+    """How a config wants models loaded: dtype, attention, quantization and trust, as `from_pretrained` takes them."""
     options = {
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
         "quantization_config": get_quantization_config(model),
+        "trust_remote_code": model.trust_remote_code,
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_policy(source: str, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel | PeftModel:
-    """A policy to sample from, full model or adapter, in eval mode, with clean generation settings.
+def load(
+    source: str, task_type: str, tokenizer: PreTrainedTokenizerBase, merge: bool = True, **options
+) -> PreTrainedModel | PeftModel:
+    """A model folder, hub model or adapter, with room for all tokens of `tokenizer`.
 
-    The base of a policy may lack the pad token that `tokenizer` has; it gets room for it.
+    Args:
+        task_type: `CAUSAL_LM`, or `SEQ_CLS` for one score a sequence, read at the last token before the padding.
+        merge: merge an adapter into its model; one under it is merged anyway.
+        options: go to `from_pretrained`.
+
+    Raises:
+        UserError: an adapter that would have to be merged into quantized weights, or whose base has moved.
     """
-    adapter = (Path(source) / "adapter_config.json").exists()
-    policy = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(source, dtype=dtype)
-    if len(tokenizer) > policy.get_input_embeddings().num_embeddings:
-        policy.resize_token_embeddings(len(tokenizer))
+    base = adapter_base(source)
+    if base is not None and options.get("quantization_config"):
+        raise UserError(
+            f"{source} is an adapter, which cannot be merged into quantized weights; merge it yourself and name the "
+            "result, or do not quantize"
+        )
+    with suppress_seqcls_warning():
+        if base is None:
+            labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
+            model = KINDS[task_type].from_pretrained(source, **labels, **options)
+        else:
+            model = load(base, task_type, tokenizer, **options | {"revision": "main"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    if base is not None:
+        model = PeftModel.from_pretrained(model, source)
+        if merge:
+            model = model.merge_and_unload()
+            # peft writes this name into the config of the next adapter
+            model.name_or_path = model.config._name_or_path = source
+    return model
+
+
+def load_policy(
+    source: str, tokenizer: PreTrainedTokenizerBase, dtype: str, trust_remote_code: bool = False
+) -> PreTrainedModel | PeftModel:
+    """A policy to sample from, full model or adapter, in eval mode, with clean generation settings."""
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    policy = load(source, "CAUSAL_LM", tokenizer, merge=False, **options)
     policy.generation_config = GenerationConfig()
     return policy.eval()
 
 
-def load_causal_lm(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A causal LM, quantized if configured, whose generation settings are only eos and pad.
+def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedModel:
+    """The model that a recipe starts from, quantized if configured, an adapter merged.
 
-    Whatever else a model's own generation config asks for (a repetition penalty, top-p) would make
-    samples come from another distribution than the one whose log-probabilities training computes.
+    Its generation settings are only where a reply ends, and pad. Whatever else a model's own ask for (a repetition
+    penalty, top-p) would make samples come from another distribution than the one whose log-probabilities training
+    computes.
     """
-    lm = AutoModelForCausalLM.from_pretrained(_source(model), **load_options(model), revision=model.model_revision)
-    return _fit(lm, tokenizer)
+    name = model.model_name_or_path
+    source = (
+        os.path.abspath(name) if Path(name).is_dir() else name
+    )  # for adapters, which name it, to load from anywhere
+    options = load_options(model) | {"revision": model.model_revision}
+    return align(load(source, task_type, frame.tokenizer, **options), frame)
 
 
-def load_sequence_classifier(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model with one score per sequence, read at the last token before the padding."""
-    with suppress_seqcls_warning():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            _source(model), num_labels=1, **load_options(model), revision=model.model_revision
-        )
-    return _fit(classifier, tokenizer)
+def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) -> PreTrainedModel:
+    """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
+    into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""
+    options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code}
+    with whole_weights():
+        return align(load(str(folder), task_type, frame.tokenizer, **options), frame)
+
+
+def align(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
+    """Give a model the pad token, the ends and the vocabulary of the frame that it is to read and write in."""
+    if len(frame.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(frame.tokenizer))
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = frame.tokenizer.pad_token_id
+        config.eos_token_id = frame.end[-1]
+    model.generation_config = frame.generation_config()
+    return keep_gradients(model)
 
 
 def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
@@ -95,22 +144,6 @@ def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def load_merged(
-    folder: Path, task_type: str, tokenizer: PreTrainedTokenizerBase, model: ModelConfig
-) -> PreTrainedModel:
-    """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
-    into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""
-    adapter = (folder / "adapter_config.json").exists()
-    if task_type == "CAUSAL_LM":
-        loader, options = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM), {}
-    else:
-        loader = AutoPeftModelForSequenceClassification if adapter else AutoModelForSequenceClassification
-        options = {"num_labels": 1}
-    with suppress_seqcls_warning(), whole_weights():
-        trained = loader.from_pretrained(folder, dtype=model.dtype, **options)
-        return _fit(trained.merge_and_unload() if adapter else trained, tokenizer)
-
-
 @contextmanager
 def whole_weights() -> Iterator[None]:
     """For loading a model that the trainer does not get: under DeepSpeed's ZeRO-3, transformers would leave each
@@ -123,19 +156,52 @@ def whole_weights() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
+def read_config(model: ModelConfig) -> PreTrainedConfig:
+    """The config of the model that a recipe starts from, or of the one under its adapters."""
+    source = whole_model(model.model_name_or_path)
+    revision = model.model_revision if source == model.model_name_or_path else "main"
+    return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
 def check_context(model: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:
     """Refuse prompts and completions that together outgrow the model's positions.
 
     Raises:
         UserError: the longest sequence does not fit.
     """
-    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
-    context = config.max_position_embeddings
-    if prompt_tokens + completion_tokens > context:
+    config = read_config(model).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context and prompt_tokens + completion_tokens > context:
         raise UserError(
             f"prompts of {prompt_tokens} tokens and completions of {completion_tokens} do not fit the context of "
             f"{context} tokens of {model.model_name_or_path}; lower max_prompt_tokens or the completion length"
         )
+
+
+def check_architecture(model: ModelConfig) -> None:
+    """Find out, before SFT trains, whether a reward model can be made of it and LoRA finds its layers.
+
+    Raises:
+        UserError: no sequence classifier for the architecture, or no layers of the names in `lora_target_modules`.
+    """
+    config = read_config(model)
+    own = getattr(config, "auto_map", {}).get("AutoModelForSequenceClassification")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not own:
+        raise UserError(
+            f"transformers has no sequence classifier for {config.model_type}, which the reward model would be; "
+            "choose a model of another architecture"
+        )
+    if model.use_peft:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        try:
+            get_peft_model(empty, lora(model, "CAUSAL_LM"))
+        except ValueError as error:
+            linear = {name.rpartition(".")[2] for name, part in empty.named_modules() if hasattr(part, "weight")}
+            raise UserError(
+                f"LoRA does not fit {model.model_name_or_path} ({error}); set lora_target_modules to some of "
+                f"{', '.join(sorted(linear))}, or to all-linear"
+            ) from error
 
 
 def is_reward_model(folder: str) -> bool:
@@ -150,18 +216,3 @@ def is_reward_model(folder: str) -> bool:
 def device() -> torch.device:
     """This process's accelerator if there is one, else the CPU."""
     return PartialState().device
-
-
-def _source(model: ModelConfig) -> str:
-    # peft writes this name into the adapter's config; an absolute path can be loaded from anywhere
-    name = model.model_name_or_path
-    return os.path.abspath(name) if Path(name).is_dir() else name
-
-
-def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return keep_gradients(model)

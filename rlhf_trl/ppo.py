@@ -4,20 +4,22 @@ import copy
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import SeedableRandomSampler
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from trl.experimental.ppo import PPOConfig, PPOTrainer
-from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl.experimental.ppo.ppo_trainer import OnlineTrainerState, get_reward
 
-from rlhf_trl.batching import LengthGroupedSampler
+from rlhf_trl.batching import seeded_order
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import Frame
 from rlhf_trl.models import inject_lora
+from rlhf_trl.rewards import Reward
 
 VALUE_MODEL = "value_model.pt"  # in a checkpoint
 DILUTED = (
@@ -35,7 +37,7 @@ class CorrectedPPOTrainer(PPOTrainer):
     """PPOTrainer as its configuration describes it, on one process or on several under DDP.
 
     Each method is one correction. Those that concern the models are made where all recipes load them: clean
-    generation settings (`models.load_causal_lm`), dtype (`models.load_options`), LoRA on a value model that starts
+    generation settings (`models.load_start`), dtype (`models.load_options`), LoRA on a value model that starts
     from the reward model (`value_model_of`), a centred reward (`rewards.StandardisedHead`); and `check_batches` and
     `models.check_context` refuse data on which the loop would hang or crash.
 
@@ -46,15 +48,44 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     is_distributed_loading_by_transformers = False  # Trainer.__init__, which TRL never calls, would set it
 
-    def __init__(self, args: PPOConfig, model, value_model, peft_config: LoraConfig | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        args: PPOConfig,
+        model: PreTrainedModel,
+        value_model: PreTrainedModel,
+        reward: Reward,
+        frame: Frame,
+        peft_config: LoraConfig | None = None,
+        **options,
+    ) -> None:
         if peft_config is not None:  # TRL would cast the norms of a 4-bit policy to another dtype than its head's
             model = get_peft_model(model, peft_config)
         _configure_checkpointing(args, model, value_model)
-        super().__init__(args=args, model=model, value_model=value_model, **kwargs)
+        self.reward, self.frame, self.finished = reward, frame, 0
+        models = {"model": model, "value_model": value_model, "reward_model": reward.model}
+        super().__init__(args=args, processing_class=frame.tokenizer, **models, **options)
+        self._stop_at_every_end()
         self._step_once_per_mini_batch()
         self._clip_gradients()
         self._order_prompts_by_seed()
         self._show_what_wrappers_hide()
+
+    def _stop_at_every_end(self) -> None:
+        """TRL knows one end of a reply. The penalty for none is in the reward."""
+        ends = sorted(self.frame.ends)
+        self.policy_model.generation_config.eos_token_id = ends
+        self.stop_token_id = torch.tensor(ends, device=self.accelerator.device)
+        self.args.missing_eos_penalty = None
+
+    def _get_reward(
+        self, model: PreTrainedModel, ids: torch.Tensor, pad_token_id: int, context_length: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+        """TRL's reads what was sampled and nothing else, which is right for the value model."""
+        if model is not self.reward.model:
+            return get_reward(model, ids, pad_token_id, context_length)
+        parts = [[row[row != pad_token_id].tolist() for row in part] for part in ids.tensor_split([context_length], 1)]
+        self.finished += sum(map(self.frame.finished, parts[1]))
+        return None, self.reward(*parts).to(ids.device), None
 
     def _step_once_per_mini_batch(self) -> None:
         """TRL accumulates over the whole batch, so `num_mini_batches` would add no optimizer steps; and it
@@ -76,12 +107,8 @@ class CorrectedPPOTrainer(PPOTrainer):
 
     def _order_prompts_by_seed(self) -> None:
         """TRL shuffles by the global random state, which a resumed run cannot have again at the start of a pass."""
-        if self.args.train_sampling_strategy == "group_by_length":
-            batch_size = self.local_dataloader_batch_size * self.args.world_size
-            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-            sampler = LengthGroupedSampler(lengths, batch_size, self.args.seed)
-        else:
-            sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        sampler = seeded_order(self.args, lengths, self.local_dataloader_batch_size * self.args.world_size)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.local_dataloader_batch_size,
@@ -114,6 +141,8 @@ class CorrectedPPOTrainer(PPOTrainer):
             for name in DILUTED:
                 logs[name] *= slots
             logs["val/ratio_var"] = (square_sum - filled * logs["val/ratio"] ** 2) / (filled - 1)
+        if "val/num_eos_tokens" in logs:
+            logs["val/num_eos_tokens"], self.finished = self.finished, 0
         super().log(logs, start_time)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -139,7 +168,8 @@ class CorrectedPPOTrainer(PPOTrainer):
             self.callback_handler.callbacks.insert(0, _Counters(before, total))  # before the progress bar
             self.args.num_total_batches -= before.global_step
             self._load_rng_state(resume_from_checkpoint)
-        super().train()
+        with patch.multiple(ppo_trainer, truncate_response=_truncate, get_reward=self._get_reward):
+            super().train()
         self.args.num_total_batches = total
 
     def _batches_after(self, done: int, loader: DataLoader) -> Iterator[dict]:
@@ -201,6 +231,12 @@ def _configure_checkpointing(args: PPOConfig, *models) -> None:
         for model in models:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
+
+
+def _truncate(ends: torch.Tensor, pad_token_id: int, responses: torch.Tensor) -> torch.Tensor:
+    """Pad responses, of shape (batch, length), behind the first of `ends`."""
+    ended = torch.isin(responses, ends).cumsum(1)
+    return responses.masked_fill(ended - torch.isin(responses, ends).int() > 0, pad_token_id)
 
 
 def _load(path: Path) -> dict:

@@ -1,19 +1,30 @@
 """The reward model: what it reads, the scale of its scores, and the one way to score with it.
 
-What reaches the model for a (prompt, completion, finished?) triple is prompt ids + completion ids, with
-eos at the end exactly when the completion finished. Reward training, TRL's PPO reward function, the
-GRPO callable and the evaluation all give it the same ids.
+What reaches the model for a (prompt, completion, finished?) triple are the ids of `rlhf_trl/frames.py`, with an end
+exactly when the completion finished. Reward training, PPO, GRPO and the evaluation all give it the same.
 """
 
-from collections.abc import Callable
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.batching import batches
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import build_dataset
 from rlhf_trl.errors import UserError
-from rlhf_trl.models import is_reward_model, keep_gradients, whole_weights
+from rlhf_trl.frames import Frame, load_frame, set_pad
+from rlhf_trl.hub import check_source
+from rlhf_trl.models import align, device, is_reward_model, load, whole_weights
+
+# Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
+SCALE_ROWS, FEWEST_SCALE_ROWS = 256, 16
 
 
 class StandardisedHead(nn.Module):
@@ -33,29 +44,149 @@ class StandardisedHead(nn.Module):
         return (self.head(hidden).float() - self.mean) / self.std  # bfloat16 would round scores near 1 to 1/128
 
 
-def check_reward_model(folder: str) -> None:
-    """Find out early, without loading it, whether a folder holds a reward model with the scale of its scores.
+class Reward:
+    """What PPO and GRPO learn from: the score of the sampled ids, less a penalty for a completion that did not end.
+
+    `rest` is what the reward model reads behind a finished completion.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, frame: Frame, rest: list[int], missing_eos_penalty: float | None, batch_size: int
+    ) -> None:
+        self.model, self.frame, self.rest, self.batch_size = model, frame, rest, batch_size
+        self.penalty = missing_eos_penalty or 0.0
+
+    def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> torch.Tensor:
+        """One reward a completion, float32 of shape (len(completion_ids),)."""
+        finished = [self.frame.finished(ids) for ids in completion_ids]
+        sequences = [
+            prompt + completion + self.rest * ended
+            for prompt, completion, ended in zip(prompt_ids, completion_ids, finished, strict=True)
+        ]
+        return score(self.model, sequences, self.batch_size) - self.penalty * ~torch.tensor(finished)
+
+
+def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
+    """Find out from its config alone whether a folder or hub model gives one score per sequence.
 
     Raises:
-        UserError: the folder is not one that the reward recipe made.
+        UserError: it does not, or cannot be had.
     """
-    if not is_reward_model(folder):
-        raise UserError(f"{folder} holds no reward model; make one with 'make reward' and name its run folder")
+    check_source(source)
+    file = find_adapter_config_file(source)
+    if file is not None:
+        if json.loads(Path(file).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
+            raise UserError(f"{source} holds no reward model but an adapter of another kind; name another")
+        return
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not any("ForSequenceClassification" in name for name in config.architectures or []):
+        raise UserError(f"{source} holds no reward model (no sequence classifier); make one with 'make reward'")
+    if config.num_labels != 1:
+        raise UserError(f"{source} gives {config.num_labels} labels; a reward model gives one score")
 
 
-def load_reward_model(folder: str, **load_options) -> PreTrainedModel:
-    """A trained reward model, in eval mode, that gives standardised scores.
+def reward_frame(source: str, trust_remote_code: bool = False) -> Frame:
+    """The frame that a reward model reads in. One that is not ours reads all that its template writes."""
+    return load_frame(source, whole=not is_reward_model(source), trust_remote_code=trust_remote_code)
 
-    `load_options` go to `from_pretrained`; float32 by default.
+
+def check_fit(frame: Frame, other: Frame, source: str) -> None:
+    """Refuse a reward model that would not read what the policy writes.
 
     Raises:
-        UserError: the folder is not one that the reward recipe made.
+        UserError: vocabulary or frame of the two differ.
     """
-    check_reward_model(folder)
-    with whole_weights():
-        model = AutoModelForSequenceClassification.from_pretrained(folder, **{"dtype": "float32"} | load_options)
-    model.score = StandardisedHead(model.score, model.config.reward_mean, model.config.reward_std)
-    return keep_gradients(model).eval()
+    difference = frame.differs_from(other)
+    if difference:
+        raise UserError(
+            f"the reward model {source} has another {difference} than the policy and would read other text than was "
+            "written; make one from the same SFT model with 'make reward'"
+        )
+
+
+def load_reward_model(
+    source: str, data: DataConfig, seed: int, frame: Frame | None = None, **load_options
+) -> tuple[PreTrainedModel, Frame]:
+    """A reward model in eval mode that gives standardised scores, and the frame that it reads in.
+
+    The scale of a model that is not ours is measured first, on the validation split of `data`.
+
+    Args:
+        frame: the policy's, which the reward model's must fit.
+        load_options: go to `from_pretrained`; float32 by default.
+
+    Raises:
+        UserError: no reward model, one that does not fit the policy, or one whose scores have no scale.
+    """
+    options = {"dtype": "float32", "trust_remote_code": False} | load_options
+    check_reward_model(source, options["trust_remote_code"])
+    own = reward_frame(source, options["trust_remote_code"])
+    if frame is None:
+        set_pad(own, source, None)
+    else:
+        check_fit(frame, own, source)
+    model = align(load_raw(source, own, **options), frame or own)
+    if not hasattr(model, "score"):
+        raise UserError(f"the reward model {source} has no linear head of the name score; name another reward model")
+    mean, std = getattr(model.config, "reward_mean", None), getattr(model.config, "reward_std", None)
+    if std is None:
+        mean, std = measure_scale(model.to(device()), load_scale_pairs(data, own, seed))
+    model.score = StandardisedHead(model.score, mean, std)
+    return model, own
+
+
+def load_raw(source: str, frame: Frame, **load_options) -> PreTrainedModel:
+    """A reward model in eval mode that gives its raw scores, an adapter merged.
+
+    Raises:
+        UserError: an adapter whose head has more labels than one, which its config does not tell.
+    """
+    try:
+        with whole_weights():
+            return align(load(source, "SEQ_CLS", frame.tokenizer, **load_options), frame).eval()
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(f"{source} does not fit a reward model: more labels than one, or another base") from error
+
+
+def reward_std(source: str, data: DataConfig, seed: int, **load_options) -> float:
+    """The standard deviation of a reward model's scores: what our recipe recorded, or measured as above."""
+    if is_reward_model(source):
+        return json.loads((Path(source) / "config.json").read_text())["reward_std"]
+    return load_reward_model(source, data, seed, **load_options)[0].score.std
+
+
+def load_scale_pairs(data: DataConfig, frame: Frame, seed: int) -> Dataset:
+    """Pairs of the validation split to measure the scale of a reward model on.
+
+    Raises:
+        UserError: too few for a standard deviation.
+    """
+    pairs = build_dataset(replace(data, max_rows=SCALE_ROWS), "validation", frame, seed)
+    if len(pairs) < FEWEST_SCALE_ROWS:
+        raise UserError(
+            f"the scale of a reward model needs {FEWEST_SCALE_ROWS} pairs of the validation split and there are "
+            f"{len(pairs)}; use more data, or give validation a larger share in splits"
+        )
+    return pairs
+
+
+def measure_scale(model: PreTrainedModel, pairs: Dataset, batch_size: int = 16) -> tuple[float, float]:
+    """Mean and standard deviation of a reward model's scores of the chosen replies.
+
+    Raises:
+        UserError: the scores are all alike or not finite.
+    """
+    chosen = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs["chosen_ids"], strict=True)]
+    scores = score(model, chosen, batch_size, progress="Scale of the scores")
+    mean, std = scores.mean().item(), scores.std().item()
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise UserError(
+            f"the reward model's scores of {len(chosen)} held-out replies have mean {mean:g} and sd {std:g}, so they "
+            "cannot be a reward; train it with a lower learning rate, or name another"
+        )
+    return mean, std
 
 
 @torch.no_grad()
@@ -71,21 +202,3 @@ def score(
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         scores[batch] = logits.squeeze(-1).float().cpu()
     return scores
-
-
-def grpo_reward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing_eos_penalty: float, batch_size: int
-) -> Callable[..., list[float]]:
-    """A reward function for TRL's GRPOTrainer: the reward that PPO gets too, penalty for a missing eos included.
-
-    TRL's own use of a reward model decodes the completions and tokenizes them again without eos. This
-    one takes the sampled ids, in which eos stands where, and only where, it was generated.
-    """
-
-    def reward(prompts: list[str], completion_ids: list[list[int]], **_) -> list[float]:
-        prompt_ids = tokenizer(prompts)["input_ids"]
-        sequences = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-        unfinished = torch.tensor([ids[-1] != tokenizer.eos_token_id for ids in completion_ids])
-        return (score(model, sequences, batch_size) - missing_eos_penalty * unfinished).tolist()
-
-    return reward

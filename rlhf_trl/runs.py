@@ -6,7 +6,6 @@ the final name always holds a finished run. One that was killed goes on from its
 
 import ctypes
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rlhf_trl.data import fingerprint
 from rlhf_trl.errors import UserError, imports_are_over
+from rlhf_trl.files import weights_hash
+from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
 from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
 
 # What a run leaves on its way: each is written when what it tells of is complete
@@ -66,6 +67,7 @@ class Run:
     Args:
         args: the trainer's arguments.
         configs: the other dataclasses that hold settings; one of them has `dataset`.
+        frame: what the model reads and where a reply ends, which is saved with it.
         data: the rows trained on.
         parents: the models this run is made from, as `{"model": folder, "reward_model": folder}`.
         fresh: throw away what a killed run left.
@@ -75,9 +77,10 @@ class Run:
     """
 
     def __init__(
-        self, args: TrainingArguments, *configs: Any, data: Dataset, parents: dict[str, str], fresh: bool
+        self, args: TrainingArguments, *configs: Any, frame: Frame, data: Dataset, parents: dict[str, str], fresh: bool
     ) -> None:
         imports_are_over()
+        self.frame = frame
         self.folder = Path(args.output_dir)
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process
@@ -87,6 +90,9 @@ class Run:
         PartialState().wait_for_everyone()
         self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
         args.output_dir = str(self.staging)
+        for name in TOKEN_OPTIONS:  # TRL would have them act once more, on another tokenizer
+            if hasattr(args, name):
+                setattr(args, name, None)
         self.recorder = Recorder(self.staging / "metrics.jsonl", args.save_total_limit)
         args.save_total_limit = None  # the recorder deletes old checkpoints, and only when a newer one is complete
         set_seed(args.seed)
@@ -102,7 +108,10 @@ class Run:
             return_freed_memory()
         self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        if not self.recorder.record()["optimizer_steps"]:
+            raise UserError(f"{self.folder.name}: nothing was trained, no step was taken; use more data or more steps")
         trainer.save_model()
+        self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
         trainer.create_model_card(model_name=self.folder.name)
         record = self.recorder.record() | {"step": trainer.state.global_step}
         PartialState().wait_for_everyone()
@@ -156,6 +165,7 @@ class Run:
         now = {
             "recipe": self.folder.name,
             "seed": settings["seed"],
+            "date_in_templates": TODAY.isoformat(),
             "data": {
                 "dataset": settings["dataset"],
                 "splits": settings["splits"],
@@ -293,18 +303,6 @@ def check_splits(splits: dict[str, float], parents: dict[str, str]) -> None:
         others = _read(manifest)["data"].get("splits") if manifest.exists() else splits
         if others != splits:
             raise UserError(f"the {name} {path} was trained with splits {others}, not {splits}; set them alike")
-
-
-def weights_hash(folder: str | Path) -> str | None:
-    """SHA-256 over a model folder's safetensors files; None for a model that is not a local folder."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _settings(args: TrainingArguments, *configs: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.files import read_jsonl
+from rlhf_trl.config import DataConfig
+from rlhf_trl.data import build_dataset
 from rlhf_trl.kl import strength
 from rlhf_trl.rewards import load_reward_model, score
 from rlhf_trl.runs import COSTS, Run
@@ -125,20 +127,16 @@ def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeyp
 
 
 def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
-
-    from rlhf_trl.config import DataConfig
-    from rlhf_trl.data import build_dataset
-
     folder, kind = chain
     rounding = 2**-8 if kind == "qlora" else 1e-3
-    tokenizer = AutoTokenizer.from_pretrained(folder / "reward")
     config = yaml.safe_load((folder / "reward/config.yaml").read_text())
     data = DataConfig(
         dataset=config["dataset"], splits=config["splits"], max_prompt_tokens=64, max_completion_tokens=32
     )
-    pairs = build_dataset(data, "validation", tokenizer, seed=0)
+    model, frame = load_reward_model(str(folder / "reward"), data, seed=0)
+    pairs = build_dataset(data, "validation", frame, seed=0)
     ids = [a + b for a, b in zip(pairs["prompt_ids"], pairs["chosen_ids"], strict=True)]
-    scores = score(load_reward_model(str(folder / "reward")), ids)
+    scores = score(model, ids)
     assert scores.mean().item() == pytest.approx(0, abs=rounding)
     assert scores.std().item() == pytest.approx(1, abs=rounding)
 

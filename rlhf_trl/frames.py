@@ -1,0 +1,356 @@
+"""What a model reads, and when a reply ends: decided here, once, for trainers, reward models and evaluation alike.
+
+A row reaches a model as prompt ids + reply ids + what ends a reply. All three follow from what the tokenizer's own chat
+template writes around a finished assistant turn; without a template the dialogue is HH's plain text, and eos ends a
+reply. Sampled ids are never decoded and tokenized again.
+"""
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils.chat_template_utils import _compile_jinja_template
+from trl import ModelConfig
+
+from rlhf_trl.errors import UserError
+from rlhf_trl.hub import check_source, whole_model
+
+REPLY = "\n\nAssistant:"
+TURN = re.compile(r"\n\n(Human|Assistant):")
+TODAY = date(2024, 7, 26)  # in templates that print the date: with the true one, prompts would be others tomorrow
+PAD = "<|pad|>"
+TOKEN_OPTIONS = ("eos_token", "pad_token", "chat_template_path")
+# Stand for a question and a reply where only what the template writes around them is wanted
+QUESTION, MARKER = [{"role": "user", "content": "Hi"}], "REPLY-b5c1f0"
+EXAMPLE = "\n\nHuman: One, two?\n\nAssistant: Three.\n\nHuman: Four?\n\nAssistant:"
+ANCHORS = ("\n", ".", "a")  # texts that a reply can be tokenized behind
+
+
+# Why a row cannot be put into a frame
+REASONS = SPECIAL, REFUSED, CHANGED, MERGED = (
+    "special token in the text",
+    "refused by the chat template",
+    "changed by the chat template",
+    "reply cannot be told from the prompt",
+)
+
+
+class RowError(ValueError):
+    """A row that cannot be put into the frame. The message is the reason that it is counted by."""
+
+
+class Frame:
+    """What the model of `tokenizer` reads around a reply.
+
+    Making one sets the tokenizer's eos to what ends a reply, so that trainers, and whoever loads the saved tokenizer,
+    stop there too.
+
+    Attributes:
+        end: ids that end a finished reply. Sampling stops at the last one; those before it belong to the reply.
+        rest: ids that the template writes after that, which only a reward model that is not ours reads.
+        ends: ids at any of which a reply is finished: the last of `end`, the tokenizer's own eos, and those given.
+
+    Args:
+        ends: ids at which the model's own generation settings stop.
+        whole: keep what the template writes after the end, as `rest`.
+
+    Raises:
+        UserError: the chat template does not show where a reply stands, or nothing ends a reply.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = (), whole: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.control = _control_tokens(tokenizer)
+        self.before = _written_before(tokenizer)
+        self.anchors = ANCHORS if self._ids("\na") != self._ids("\n") + self._ids("a") else ("",)
+        self.parts = False
+        if tokenizer.chat_template:
+            _compile_jinja_template(tokenizer.chat_template).globals["strftime_now"] = TODAY.strftime
+            self._find_parts()
+        self.space, end, rest = self._behind() or ("", tokenizer.eos_token, "")
+        if end is None:
+            raise UserError("nothing ends a reply: the tokenizer has no eos token; set eos_token to one of its tokens")
+        self.end = tokenizer.convert_tokens_to_ids(self.control.findall(end))
+        self.rest = self._ids(rest) if whole else []
+        self.ends = {tokenizer.eos_token_id, *ends} - {None, *self.end} | {self.end[-1]}
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.end[-1])
+
+    def row(self, row: dict) -> dict:
+        """A preference row as the model reads it.
+
+        Adds `dialogue` (HH's text), `prompt_ids`, `chosen_ids` and `rejected_ids` (finished), `length` (tokens of the
+        prompt with the longer reply), `apart` (whether prompt and reply would be other tokens if tokenized as one
+        text) and `dropped`, the reason why the row cannot be used, or "".
+        """
+        ids = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": 0, "apart": False, "dropped": ""}
+        row = {**row, "dialogue": row["prompt"], **ids}
+        try:
+            if any(self.control.search(row[name]) for name in ("prompt", "chosen", "rejected")):
+                raise RowError(SPECIAL)
+            row["prompt"] = self.prompt(row["dialogue"])
+            row["prompt_ids"] = self.prompt_ids(row["prompt"])
+            for side in ("chosen", "rejected"):
+                row[side] = self.reply(row[side])
+                row[f"{side}_ids"], apart = self.reply_ids(row["prompt"], row[side])
+                row["apart"] |= apart
+        except RowError as reason:
+            return row | {"dropped": str(reason)}
+        return row | {"length": len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
+
+    def prompt(self, dialogue: str) -> str:
+        """An HH dialogue that ends in "\\n\\nAssistant:" as the model reads it up to the reply.
+
+        Raises:
+            RowError: the chat template does not take such a dialogue.
+        """
+        if not self.tokenizer.chat_template:
+            return dialogue
+        return self._around(messages(dialogue.removesuffix(REPLY)))[0]
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of what `prompt` returned: with bos once where the tokenizer adds one, and without eos."""
+        ids = self._ids(prompt)
+        return ids if ids[: len(self.before)] == self.before else self.before + ids
+
+    def reply(self, text: str) -> str:
+        """A reply as it stands in the frame: templates strip it, plain HH text begins with a space."""
+        return text.strip() if self.tokenizer.chat_template else text
+
+    def reply_ids(self, prompt: str, reply: str, finished: bool = True) -> tuple[list[int], bool]:
+        """Ids of a reply as it follows on what `prompt` returned; and whether they had to be found apart from it, as
+        the last characters of the one and the first of the other are a token together.
+
+        Raises:
+            RowError: the tokenizer cannot tell the reply from what stands before it.
+        """
+        reply += self.space * finished
+        last_word = re.search(r"\S*\s*\Z", prompt).start()
+        tail = prompt[max((match.start() for match in self.control.finditer(prompt)), default=last_word) :]
+        for anchor in (tail, *self.anchors):
+            start, ids = self._ids(anchor), self._ids(anchor + reply)
+            if ids[: len(start)] == start:
+                return ids[len(start) :] + (self.end + self.rest) * finished, anchor is not tail
+        raise RowError(MERGED)
+
+    def finished(self, reply_ids: list[int]) -> bool:
+        """Whether sampled ids end a reply."""
+        return bool(reply_ids) and reply_ids[-1] in self.ends
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """Sampled ids up to the first that ends the reply."""
+        return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids)) + 1]
+
+    def text(self, reply_ids: list[int]) -> str:
+        """A sampled reply as its reader sees it."""
+        stop = len(reply_ids)
+        while stop and (reply_ids[stop - 1] in self.ends or reply_ids[stop - 1] in self.end):
+            stop -= 1
+        return self.tokenizer.decode(reply_ids[:stop], skip_special_tokens=True)
+
+    def generation_config(self) -> GenerationConfig:
+        """Settings to save with a model and to sample it with: where a reply ends, the frame's own end first."""
+        ends = [self.end[-1], *sorted(self.ends - {self.end[-1]})]
+        return GenerationConfig(
+            eos_token_id=ends if len(ends) > 1 else ends[0],
+            pad_token_id=self.end[-1] if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+        )
+
+    def differs_from(self, other: "Frame") -> str | None:
+        """What keeps two models from reading the same ids: the vocabulary, the frame, or None if nothing does.
+
+        A pad token is never read and may differ; and what follows on the end of a reply.
+        """
+        ours, theirs = (
+            {token: i for token, i in frame.tokenizer.get_vocab().items() if token != frame.tokenizer.pad_token}
+            for frame in (self, other)
+        )
+        pads = {self.tokenizer.pad_token, other.tokenizer.pad_token}
+        if (ours.keys() ^ theirs.keys()) - pads or any(ours[token] != theirs[token] for token in ours.keys() & theirs):
+            return "vocabulary"
+        return None if self._example() == other._example() else "frame"
+
+    def _example(self) -> list[list[int]]:
+        row = self.row({"prompt": EXAMPLE, "chosen": " Five, six.", "rejected": " No."})
+        replies = [row[f"{side}_ids"][: -len(self.rest) or None] for side in ("chosen", "rejected")]
+        return [row["prompt_ids"], *replies]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _around(self, before: list[dict], after: list[dict] = ()) -> tuple[str, str]:
+        """What the template writes before and behind a reply that stands between these messages."""
+        chat = [*before, {"role": "assistant", "content": MARKER}, *after]
+        if self.parts:
+            chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                chat,
+                tokenize=False,
+                enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
+            )
+        except Exception as error:  # a template is a program of somebody's
+            raise RowError(REFUSED) from error
+        before, *behind = text.split(MARKER)
+        if len(behind) != 1:
+            raise RowError(CHANGED)
+        return before, behind[0]
+
+    def _find_parts(self) -> None:
+        for self.parts in (False, True):
+            with suppress(RowError):
+                return self._around(QUESTION) and None
+        raise UserError("the chat template does not show where a reply stands; set chat_template_path to another")
+
+    def _behind(self) -> tuple[str, str, str] | None:
+        """What the template writes behind a reply: whitespace, an unbroken run of special tokens, and the rest. Where
+        there is no such run, what a next turn of the user begins with; None if nothing is found."""
+        if self.tokenizer.chat_template:
+            for after in ((), QUESTION):
+                with suppress(RowError):
+                    behind = self._around(QUESTION, after)[1]
+                    if match := re.match(rf"(\s*)((?:{self.control.pattern})+)", behind):
+                        return *match.groups(), "" if after else behind[match.end() :]
+        return None
+
+
+def load_frame(
+    source: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    eos_token: str | None = None,
+    chat_template_path: str | None = None,
+    whole: bool = False,
+) -> Frame:
+    """The frame of a model folder, hub model or adapter.
+
+    Args:
+        eos_token: what ends a reply where the chat template does not say.
+        chat_template_path: a jinja file, or a folder or hub model whose template is taken.
+        whole: see `Frame`.
+
+    Raises:
+        UserError: the model cannot be had, or an option does not fit its tokenizer.
+    """
+    check_source(source)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    home = (
+        source if (Path(source) / "tokenizer_config.json").exists() else whole_model(source)
+    )  # adapters may have none
+    tokenizer = AutoTokenizer.from_pretrained(home, padding_side="left", **options)
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise UserError(f"eos_token {eos_token} is not in the vocabulary of {source}; name one of its tokens")
+        tokenizer.eos_token = eos_token
+    if chat_template_path is not None:
+        tokenizer.chat_template = _read_template(chat_template_path, tokenizer, trust_remote_code)
+    try:
+        frame = Frame(tokenizer, _ends_of(source, options), whole)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if eos_token not in (None, tokenizer.eos_token):
+        raise UserError(
+            f"eos_token {eos_token} does not end a reply in the chat template of {source}, {tokenizer.eos_token} does; "
+            "leave it out, or set chat_template_path to a template that fits"
+        )
+    return frame
+
+
+def start_frame(model: ModelConfig, args: TrainingArguments) -> Frame:
+    """The frame that a recipe trains in: that of the model it starts from, with what its options say of tokens."""
+    eos_token, pad_token, template = (getattr(args, name, None) for name in TOKEN_OPTIONS)
+    frame = load_frame(
+        model.model_name_or_path,
+        revision=model.model_revision,
+        trust_remote_code=model.trust_remote_code,
+        eos_token=eos_token,
+        chat_template_path=template,
+    )
+    return set_pad(frame, model.model_name_or_path, pad_token)
+
+
+def set_pad(frame: Frame, source: str, pad_token: str | None) -> Frame:
+    """Give the tokenizer a pad token that ends no reply: the one named, its own, or a new one where its own is one of
+    several ends. If pad were an end, trainers would mask it, and the policy would never learn to stop.
+
+    Raises:
+        UserError: there is none.
+    """
+    tokenizer = frame.tokenizer
+    if pad_token is None and tokenizer.pad_token_id in frame.ends - {frame.end[-1]}:
+        pad_token = PAD
+    if pad_token:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in frame.ends:
+        raise UserError(
+            f"the tokenizer of {source} has no pad token besides eos; "
+            "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
+        )
+    return frame
+
+
+def messages(dialogue: str) -> list[dict]:
+    """Chat messages of an HH dialogue; turns of one speaker in a row are joined.
+
+    >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello.'}]
+    """
+    _, *turns = TURN.split(dialogue)
+    result: list[dict] = []
+    for speaker, text in zip(turns[::2], turns[1::2], strict=True):
+        role = {"Human": "user", "Assistant": "assistant"}[speaker]
+        if result and result[-1]["role"] == role:
+            result[-1]["content"] += "\n\n" + text.strip()
+        else:
+            result.append({"role": role, "content": text.strip()})
+    return result
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+    """Finds tokens that are no text: special ones, and other added ones that the chat template writes."""
+    template = tokenizer.chat_template or ""
+    added = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content.strip() and token.content in template)
+    ]
+    tokens = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def _written_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the tokenizer itself puts before a text: bos, or nothing."""
+    text = "\n\nHuman: Hi"
+    ids, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(plain)] == plain), [])
+
+
+def _ends_of(source: str, options: dict) -> list[int]:
+    """Where the model's own generation settings, or else its config, stop."""
+    for folder in (source, whole_model(source)):
+        with suppress(OSError):
+            return _listed(GenerationConfig.from_pretrained(folder, revision=options["revision"]).eos_token_id)
+    return _listed(AutoConfig.from_pretrained(whole_model(source), **options).get_text_config().eos_token_id)
+
+
+def _listed(ends: int | list[int] | None) -> list[int]:
+    return ends if isinstance(ends, list) else [ends]
+
+
+def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> str:
+    if Path(path).suffix in (".jinja", ".j2"):
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"the chat template {path} cannot be read ({error.strerror}); check the path") from error
+    check_source(path)
+    source = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if not source.chat_template:
+        raise UserError(f"{path} has no chat template; set chat_template_path to a model that has, or a .jinja file")
+    missing = set(_control_tokens(source).findall(source.chat_template)) - tokenizer.get_vocab().keys()
+    if missing:  # which would have to be added, and learned
+        raise UserError(f"the chat template of {path} needs {min(missing)}, which the tokenizer lacks; use another")
+    return source.chat_template
