@@ -14,8 +14,8 @@ from eval.config import EvalConfig
 from eval.curves import optimisation
 from eval.files import read_jsonl
 from eval.replies import by_subset, describe, rewards, untrained
-from rlhf_trl.files import file_hash
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import file_hash
 
 
 def summarise(root: Path, config: EvalConfig) -> dict:
@@ -95,7 +95,7 @@ def summarise(root: Path, config: EvalConfig) -> dict:
             {name: settings[name] for name in conditions.trained(names, runs) if name in settings},
             runs,
             described,
-            _reward_std(folders),
+            scored["reward_model"].get("std"),
         ),
         "policies": described,
         "untrained": untrained(root, names[0], policies[names[0]], base, config.seed),
@@ -165,10 +165,6 @@ def _mean_by_prompt(values: list[tuple[int, float]]) -> float:
     for prompt, value in values:
         by_prompt.setdefault(prompt, []).append(value)
     return float(np.mean([np.mean(some) for some in by_prompt.values()]))
-
-
-def _reward_std(folders: dict[str, str]) -> float | None:
-    return (_read(Path(folders["reward"]) / "config.json") or {}).get("reward_std")
 
 
 def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], seed: int) -> dict:

@@ -19,7 +19,7 @@ def main() -> None:
     from rlhf_trl.data import build_dataset
     from rlhf_trl.dpo import CorrectedDPOTrainer
     from rlhf_trl.frames import start_frame
-    from rlhf_trl.models import check_context, load_options, load_start, lora
+    from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import reward_std
     from rlhf_trl.runs import Run
 
@@ -51,7 +51,7 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    run.publish()
+    run.publish(load_stacked(run.staging, frame, model_config))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
 
     from rlhf_trl.data import build_dataset
     from rlhf_trl.frames import start_frame
-    from rlhf_trl.models import check_context, load_options, load_start, lora
+    from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, value_model_of
     from rlhf_trl.rewards import Reward, load_reward_model
     from rlhf_trl.runs import Run
@@ -50,7 +50,7 @@ def main() -> None:
 
     # Train and save
     run.train(trainer)
-    run.publish()
+    run.publish(load_stacked(run.staging, frame, model_config))
 
 
 if __name__ == "__main__":

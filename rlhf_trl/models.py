@@ -71,7 +71,7 @@ def load(
     if base is not None:
         model = PeftModel.from_pretrained(model, source)
         if merge:
-            model = model.merge_and_unload()
+            model = model.merge_and_unload().requires_grad_(True)  # peft froze it
             # peft writes this name into the config of the next adapter
             model.name_or_path = model.config._name_or_path = source
     return model
@@ -108,6 +108,14 @@ def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) 
     options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code}
     with whole_weights():
         return align(load(str(folder), task_type, frame.tokenizer, **options), frame)
+
+
+def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedModel | None:
+    """A trained policy in whole, if it is an adapter on an adapter, which peft alone could not load; else None."""
+    base = adapter_base(str(folder))
+    if base is None or adapter_base(base) is None:
+        return None
+    return load_merged(folder, "CAUSAL_LM", frame, model)
 
 
 def align(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
