@@ -33,8 +33,9 @@ from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset, fingerprint
+from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import TODAY, Frame, load_frame
+from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
@@ -185,7 +186,10 @@ def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Pat
 def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: EvalConfig) -> None:
     """Sample batch by batch, each process its share. Each batch has a seed of its own, so that neither a kill nor
     the number of processes changes what is drawn."""
-    prompts = [frame.prompt(prompt["dialogue"]) for prompt in job.prompts]
+    try:
+        prompts = [frame.prompt(prompt["dialogue"]) for prompt in job.prompts]
+    except RowError as error:
+        raise UserError(f"{job.tokenizer} cannot be asked all prompts (one is {error}); leave it out") from error
     prompt_ids = [frame.prompt_ids(prompt) for prompt in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     state = PartialState()

@@ -1,7 +1,9 @@
 """TRL's GRPOTrainer in the one frame: its prompts, its ends of a reply and its order of prompts corrected."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -15,35 +17,53 @@ from rlhf_trl.rewards import Reward
 class CorrectedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer that reads and ends as the frame says. Each method is one correction."""
 
-    def __init__(self, frame: Frame, reward: Reward, **options) -> None:
+    def __init__(self, args: GRPOConfig, frame: Frame, reward: Reward, **options) -> None:
         self.frame = frame
 
         def score(prompts: list[str], completion_ids: list[list[int]], **_) -> list[float]:
             """TRL's own use of a reward model decodes the completions and tokenizes them again, without their end."""
             return reward([frame.prompt_ids(prompt) for prompt in prompts], completion_ids).tolist()
 
-        super().__init__(reward_funcs=score, processing_class=frame.tokenizer, **options)
-        if not self.use_vllm:  # which reads the ends from the model's generation settings
-            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = sorted(frame.ends)
+        ends = {"stop_token_ids" if args.use_vllm else "eos_token_id": sorted(frame.ends)}
+        args.generation_kwargs = (args.generation_kwargs or {}) | ends
+        super().__init__(args=args, reward_funcs=score, processing_class=frame.tokenizer, **options)
+        self._tokenizer = _ManyEnds(frame)
         self.add_callback(SetEpoch)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
         """TRL would let the tokenizer add what it likes, eos included."""
         return [self.frame.prompt_ids(prompt) for prompt in prompts], None, {}
 
-    def _generate_single_turn(self, prompt_ids, *args, **options):
-        """TRL knows one end, and would take the padding after another one for a part of the completion."""
-        completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *args, **options)
-        completion_ids = [self.frame.cut(ids) for ids in completion_ids]
-        if logprobs is not None:
-            logprobs = [row[: len(ids)] for row, ids in zip(logprobs, completion_ids, strict=True)]
-        return completion_ids, logprobs
-
     def _get_train_sampler(self, dataset=None) -> Sampler:
         """TRL cannot group by length; and its order would start anew in a resumed epoch."""
         sampler = super()._get_train_sampler(dataset)
         lengths = [len(self.frame.prompt_ids(prompt)) for prompt in self.train_dataset["prompt"]]
         return _OrderedRepeatSampler(sampler, seeded_order(self.args, lengths, sampler.batch_size))
+
+
+class _ManyEnds:
+    """The tokenizer as TRL asks it where completions end and which are cut off: it knows one eos, and would take the
+    padding behind another end for a part of the completion."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.eos_token_id = frame, _AnyOf(frame.ends)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.frame.tokenizer, name)
+
+
+class _AnyOf:
+    """Equals each of some ids; compared with a tensor, elementwise."""
+
+    def __init__(self, ids: set[int]) -> None:
+        self.ids = ids
+
+    def __eq__(self, other: int | torch.Tensor) -> bool | torch.Tensor:
+        if isinstance(other, torch.Tensor):
+            return torch.isin(other, torch.tensor(sorted(self.ids), device=other.device))
+        return other in self.ids
+
+    __hash__ = None
 
 
 class _OrderedRepeatSampler(RepeatSampler):

@@ -1,4 +1,4 @@
-"""Models that people bring: an adapter as the start, an adapter whose base has moved, a reward model that is not ours."""
+"""Models that people bring: an adapter as the start or without its base, a reward model that is not ours."""
 
 import json
 import shutil
