@@ -38,21 +38,32 @@ class LengthGroupedSampler(Sampler[int]):
     so, unlike with transformers' sampler of the same name, lengths do not fall and rise in waves as training goes on.
     The order depends on seed and epoch alone, which makes it the same in every process and after a resume. The
     first batch of all holds the longest sequence, so that memory runs out early if it does.
+
+    With `drop_last` those that do not fill a batch are left out. They are drawn at random in every epoch: after the
+    sorting they would be the shortest, and might never be seen.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, drop_last: bool = False) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.drop_last = drop_last
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) - self.drop_last * (len(self.lengths) % self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(combined_seed(self.seed, self.epoch))
+        rows = list(range(len(self.lengths)))
+        if self.drop_last:
+            rows = torch.randperm(len(rows), generator=generator).tolist()
+            if self.epoch == 0:
+                rows.sort(key=self.lengths.index(max(self.lengths)).__ne__)  # the longest comes first
+            rows = rows[: len(self)]
         batches_sorted = max(FEWEST_BATCHES, MEGA_BATCH // self.batch_size)
-        order = get_length_grouped_indices(self.lengths, self.batch_size, batches_sorted, generator)
+        lengths = [self.lengths[row] for row in rows]
+        order = [rows[i] for i in get_length_grouped_indices(lengths, self.batch_size, batches_sorted, generator)]
         whole = len(order) // self.batch_size
         first = [0][:whole] if self.epoch == 0 else []
         shuffled = torch.randperm(whole - len(first), generator=generator) + len(first)
@@ -63,7 +74,7 @@ class LengthGroupedSampler(Sampler[int]):
 def seeded_order(args: TrainingArguments, lengths: list[int], batch_size: int) -> Sampler[int]:
     """The order of prompts that `train_sampling_strategy` asks for, which depends on seed and epoch alone."""
     if args.train_sampling_strategy == "group_by_length":
-        return LengthGroupedSampler(lengths, batch_size, args.seed)
+        return LengthGroupedSampler(lengths, batch_size, args.seed, drop_last=True)
     return SeedableRandomSampler(lengths, data_seed=args.seed)
 
 
