@@ -176,3 +176,54 @@ def test_a_reward_model_that_reads_otherwise_than_the_policy_is_refused(recipe, 
     )
     code, _, error = run(recipe, "--config", path)
     assert code == 2 and "has another vocabulary than the policy" in error
+
+
+CODE = """
+from torch import nn
+from transformers import (
+    LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel, LlamaPreTrainedModel
+)
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnForSequenceClassification(LlamaForSequenceClassification):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.num_labels, self.model = config.num_labels, LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+"""
+
+
+@pytest.fixture
+def own_code(world, tmp_path):
+    """A model that comes with its code, as on the hub."""
+    folder = shutil.copytree(world / "model", tmp_path / "own")
+    (folder / "modeling_own.py").write_text(CODE)
+    kinds = {"AutoConfig": "OwnConfig"}
+    kinds |= {f"AutoModelFor{kind}": f"OwnFor{kind}" for kind in ("CausalLM", "SequenceClassification")}
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"] = {auto: f"modeling_own.{name}" for auto, name in kinds.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_code_that_comes_with_a_model_runs_where_it_is_trusted(own_code, run, world, tmp_path):
+    for recipe in ("sft", "reward", "ppo", "grpo", "dpo"):
+        path = settings(tmp_path, recipe, world, **({"model_name_or_path": str(own_code)} if recipe == "sft" else {}))
+        code, _, error = run(recipe, "--config", path, "--trust_remote_code", "true")
+        assert code == 0, error
+    code, _, error = run("score", "--config", settings(tmp_path, "eval", world), "--trust_remote_code", "true")
+    assert code == 0, error
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(own_code, run, world, tmp_path):
+    path = settings(tmp_path, "sft", world, model_name_or_path=str(own_code))
+    code, _, error = run("sft", "--config", path)
+    assert code == 2 and "trust_remote_code" in error.splitlines()[-1]
