@@ -27,8 +27,6 @@ TOKEN_OPTIONS = ("eos_token", "pad_token", "chat_template_path")
 QUESTION, MARKER = [{"role": "user", "content": "Hi"}], "REPLY-b5c1f0"
 EXAMPLE = "\n\nHuman: One, two?\n\nAssistant: Three.\n\nHuman: Four?\n\nAssistant:"
 ANCHORS = ("\n", ".", "a")  # texts that a reply can be tokenized behind
-
-
 # Why a row cannot be put into a frame
 REASONS = SPECIAL, REFUSED, CHANGED, MERGED = (
     "special token in the text",
@@ -74,7 +72,7 @@ class Frame:
         if end is None:
             raise UserError("nothing ends a reply: the tokenizer has no eos token; set eos_token to one of its tokens")
         self.end = tokenizer.convert_tokens_to_ids(self.control.findall(end))
-        self.rest = self._ids(rest) if whole else []
+        self.rest = self._ids(end + rest)[len(self._ids(end)) :] if whole else []
         self.ends = {tokenizer.eos_token_id, *ends} - {None, *self.end} | {self.end[-1]}
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.end[-1])
 
