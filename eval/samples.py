@@ -33,6 +33,7 @@ from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset, fingerprint
+from rlhf_trl.errors import work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, Frame, load_frame
 from rlhf_trl.hub import check_source
@@ -147,6 +148,7 @@ def _base(config: EvalConfig) -> str | None:
 
 
 @torch.no_grad()
+@work
 def sample(
     model: PreTrainedModel,
     frame: Frame,

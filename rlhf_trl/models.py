@@ -23,7 +23,7 @@ from transformers.integrations import deepspeed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, work
 from rlhf_trl.frames import Frame
 from rlhf_trl.hub import adapter_base, whole_model
 
@@ -102,6 +102,7 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
     return align(load(source, task_type, frame.tokenizer, **options), frame)
 
 
+@work
 def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) -> PreTrainedModel:
     """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
     into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""

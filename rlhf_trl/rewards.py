@@ -18,7 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, work
 from rlhf_trl.frames import Frame, load_frame, set_pad
 from rlhf_trl.hub import check_source
 from rlhf_trl.models import align, device, is_reward_model, load, whole_weights
@@ -190,6 +190,7 @@ def measure_scale(model: PreTrainedModel, pairs: Dataset, batch_size: int = 16) 
 
 
 @torch.no_grad()
+@work
 def score(
     model: PreTrainedModel, sequences: list[list[int]], batch_size: int = 16, progress: str | None = None
 ) -> torch.Tensor:

@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rlhf_trl.data import fingerprint
-from rlhf_trl.errors import UserError, imports_are_over
+from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
 from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
@@ -61,8 +61,9 @@ def return_freed_memory() -> None:
 class Run:
     """One training run: opens its staging folder or goes on in it, trains, publishes the result.
 
-    Opening one seeds every random generator and points `args.output_dir` at the staging folder. Of several
-    processes each has its own `Run`, and the main one writes.
+    Opening one seeds every random generator and points `args.output_dir` at the staging folder. Left with an error
+    before anything is trained, it takes back what it wrote. Of several processes each has its own `Run`, and the main
+    one writes.
 
     Args:
         args: the trainer's arguments.
@@ -85,8 +86,10 @@ class Run:
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process
         if self.is_main:
+            settings = _settings(args, *configs)
+            check_splits(settings["splits"], parents)
             self._lock()
-            self._open(_settings(args, *configs), data, parents, fresh)
+            self._open(settings, data, parents, fresh)
         PartialState().wait_for_everyone()
         self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
         args.output_dir = str(self.staging)
@@ -97,6 +100,15 @@ class Run:
         args.save_total_limit = None  # the recorder deletes old checkpoints, and only when a newer one is complete
         set_seed(args.seed)
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind and self.is_main and not self.recorder.path.exists():  # nothing was trained, now or before
+            shutil.rmtree(self.staging)
+            Path(self.lock.name).unlink()
+
+    @work
     def train(self, trainer: Trainer) -> None:
         """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
         if self.trained:
@@ -109,6 +121,7 @@ class Run:
         self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.recorder.record()["optimizer_steps"]:
+            self.recorder.path.unlink()
             raise UserError(f"{self.folder.name}: nothing was trained, no step was taken; use more data or more steps")
         trainer.save_model()
         self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
@@ -119,6 +132,7 @@ class Run:
         if self.is_main:
             _write(self.staging / TRAINED, record)
 
+    @work
     def publish(self, model: PreTrainedModel | None = None) -> None:
         """Add curves and manifest, and give the folder its name; the main process does.
 
@@ -161,7 +175,6 @@ class Run:
 
     def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
         """Start a staging folder, or check what a killed run left and cut off what it did after its checkpoint."""
-        check_splits(settings["splits"], parents)
         now = {
             "recipe": self.folder.name,
             "seed": settings["seed"],
