@@ -7,7 +7,6 @@ import functools
 import gc
 import os
 import sys
-import textwrap
 import time
 import traceback
 import warnings
@@ -85,9 +84,12 @@ def _user_message(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return said
     library = _called_library(error.__traceback__)
-    if library is None:
+    if library is None or getattr(error, "__notes__", None):  # `Run` notes down what happens in training
         return None
-    said = textwrap.shorten(said or type(error).__name__, LONGEST, placeholder=" ...")
+    if " " not in said:  # a KeyError's
+        said = f"{type(error).__name__} {said}"
+    if len(said) > LONGEST:  # what to do often stands last
+        said = f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
     return f"{said} ({library}); change the model, file or option that it is about; RLHF_TRL_TRACEBACK=1 shows where"
 
 

@@ -63,7 +63,14 @@ def load(
     with suppress_seqcls_warning():
         if base is None:
             labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
-            model = KINDS[task_type].from_pretrained(source, **labels, **options)
+            model, read = KINDS[task_type].from_pretrained(source, **labels, **options, output_loading_info=True)
+            heads = model.config.architectures or []
+            if task_type == "CAUSAL_LM" and any("ForSequenceClassification" in name for name in heads):
+                raise UserError(f"{source} holds a reward model, which cannot write; name a language model")
+            body = model.base_model_prefix + "."
+            missing = [name for name in read["missing_keys"] if task_type == "CAUSAL_LM" or name.startswith(body)]
+            if missing:  # which would be random
+                raise UserError(f"{source} lacks the weights {min(missing)}; it is no language model, or damaged")
         else:
             model = load(base, task_type, tokenizer, **options | {"revision": "main"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

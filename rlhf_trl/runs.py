@@ -103,12 +103,15 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        if kind and self.is_main and not self.recorder.path.exists():  # nothing was trained, now or before
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        if error is None:
+            return
+        if self.recorder.began:
+            error.add_note(f"while {self.folder.name} was training")  # so that no user is told to mend it
+        elif self.is_main and not self.recorder.path.exists():  # nor was anything trained before
             shutil.rmtree(self.staging)
             Path(self.lock.name).unlink()
 
-    @work
     def train(self, trainer: Trainer) -> None:
         """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
         if self.trained:
@@ -122,6 +125,7 @@ class Run:
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.recorder.record()["optimizer_steps"]:
             self.recorder.path.unlink()
+            self.recorder.began = False
             raise UserError(f"{self.folder.name}: nothing was trained, no step was taken; use more data or more steps")
         trainer.save_model()
         self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
@@ -231,8 +235,11 @@ class Run:
 
     def _lock(self) -> None:
         """A launcher that is killed may leave its trainers running; two in one folder would ruin both."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}); set RUNS or output_dir") from error
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -251,7 +258,7 @@ class Recorder(TrainerCallback):
     """
 
     def __init__(self, path: Path, keep: int | None) -> None:
-        self.path, self.keep = path, keep
+        self.path, self.keep, self.began = path, keep, False
 
     def start(self, trainer: Trainer, before: dict) -> None:
         """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
@@ -259,7 +266,6 @@ class Recorder(TrainerCallback):
         self.trainer = trainer
         trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
         self.tokens, self.steps = TokenCounter(trainer.model), StepCounter()
-        self.path.touch()
         self.clock = time.perf_counter()
         trainer.add_callback(self)
 
@@ -275,6 +281,10 @@ class Recorder(TrainerCallback):
             "num_tokens": self.trainer._total_train_tokens,
             "metrics_bytes": self.path.stat().st_size,
         }
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.began = True
+        self.path.touch()
 
     def on_step_end(self, args, state, control, **_) -> None:
         # What Trainer has gathered since it last logged is in no checkpoint
