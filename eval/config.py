@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rlhf_trl import demo
 from rlhf_trl.config import DataConfig
@@ -57,7 +57,9 @@ class EvalConfig:
     best_of: int = field(default=64, metadata={"help": "Replies a prompt for the best-of-n curve."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest completion."})
     batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
-    dtype: str = field(default="float32", metadata={"help": "Weights of the models: float32 or bfloat16."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Weights of the models."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
     seed: int = field(default=0, metadata={"help": "Seed of prompt choice, sampling and bootstrap."})
     gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})

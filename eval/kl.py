@@ -23,6 +23,7 @@ from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from rlhf_trl.errors import work
 from rlhf_trl.hub import adapter_base
 from rlhf_trl.measure import free_memory
 
@@ -31,6 +32,7 @@ SHARE = 0.8  # of the free memory that a second model may take; the rest is for 
 
 
 @torch.no_grad()
+@work
 def exact(
     policy: PreTrainedModel | PeftModel,
     reference: PreTrainedModel,
@@ -58,6 +60,7 @@ def exact(
 
 
 @torch.no_grad()
+@work
 def log_probabilities(
     model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
 ) -> list[float]:

@@ -33,10 +33,10 @@ from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset, fingerprint
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
-from rlhf_trl.hub import check_source
+from rlhf_trl.hub import check_source, check_weights
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
 
@@ -60,6 +60,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     models = [*config.folders.values(), _base(config)]
     for source in filter(None, models):
         check_source(source)
+        check_weights(source)
     frame = load_frame(models[0], trust_remote_code=config.trust_remote_code)
     prompts = build_dataset(data_config, "eval", frame, config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
@@ -148,6 +149,7 @@ def _base(config: EvalConfig) -> str | None:
 
 
 @torch.no_grad()
+@work
 def sample(
     model: PreTrainedModel,
     frame: Frame,

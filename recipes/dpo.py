@@ -40,17 +40,17 @@ def main() -> None:
         args.beta = kl_config.kl_strength * std
         parents["reward_model"] = kl_config.reward_model_path
     configs = data_config, model_config, kl_config
-    run = Run(args, *configs, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = CorrectedDPOTrainer(
-        model=load_start(model_config, "CAUSAL_LM", frame),
-        args=args,
-        train_dataset=rows,
-        processing_class=frame.tokenizer,
-        peft_config=lora(model_config, "CAUSAL_LM"),
-    )
+    with Run(args, *configs, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh) as run:
+        trainer = CorrectedDPOTrainer(
+            model=load_start(model_config, "CAUSAL_LM", frame),
+            args=args,
+            train_dataset=rows,
+            processing_class=frame.tokenizer,
+            peft_config=lora(model_config, "CAUSAL_LM"),
+        )
 
-    # Train and save
-    run.train(trainer)
+        # Train
+        run.train(trainer)
     run.publish(load_stacked(run.staging, frame, model_config))
 
 

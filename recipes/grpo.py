@@ -31,19 +31,19 @@ def main() -> None:
     # Build
     parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
     configs = data_config, model_config, reward_config, kl_config
-    run = Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh)
     penalty, batch_size = reward_config.missing_eos_penalty, args.per_device_train_batch_size
-    trainer = CorrectedGRPOTrainer(
-        model=load_start(model_config, "CAUSAL_LM", frame),
-        reward=Reward(reward_model, frame, read_as.rest, penalty, batch_size),
-        args=args,
-        train_dataset=prompts.select_columns(["prompt"]),
-        frame=frame,
-        peft_config=lora(model_config, "CAUSAL_LM"),
-    )
+    with Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh) as run:
+        trainer = CorrectedGRPOTrainer(
+            model=load_start(model_config, "CAUSAL_LM", frame),
+            reward=Reward(reward_model, frame, read_as.rest, penalty, batch_size),
+            args=args,
+            train_dataset=prompts.select_columns(["prompt"]),
+            frame=frame,
+            peft_config=lora(model_config, "CAUSAL_LM"),
+        )
 
-    # Train and save
-    run.train(trainer)
+        # Train
+        run.train(trainer)
     run.publish(load_stacked(run.staging, frame, model_config))
 
 

@@ -34,22 +34,22 @@ def main() -> None:
     # model; else both are copies
     parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
     configs = data_config, model_config, kl_config
-    run = Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh)
-    trainer = CorrectedPPOTrainer(
-        args=args,
-        frame=frame,
-        model=load_start(model_config, "CAUSAL_LM", frame),
-        ref_model=None,
-        reward=Reward(
-            reward_model, frame, read_as.rest, args.missing_eos_penalty, args.local_rollout_forward_batch_size
-        ),
-        value_model=value_model_of(reward_model, lora(model_config, "SEQ_CLS")),
-        train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
-        peft_config=lora(model_config, "CAUSAL_LM"),
-    )
+    with Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh) as run:
+        trainer = CorrectedPPOTrainer(
+            args=args,
+            frame=frame,
+            model=load_start(model_config, "CAUSAL_LM", frame),
+            ref_model=None,
+            reward=Reward(
+                reward_model, frame, read_as.rest, args.missing_eos_penalty, args.local_rollout_forward_batch_size
+            ),
+            value_model=value_model_of(reward_model, lora(model_config, "SEQ_CLS")),
+            train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
+            peft_config=lora(model_config, "CAUSAL_LM"),
+        )
 
-    # Train and save
-    run.train(trainer)
+        # Train
+        run.train(trainer)
     run.publish(load_stacked(run.staging, frame, model_config))
 
 

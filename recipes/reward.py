@@ -40,17 +40,17 @@ def main() -> None:
 
     # Build
     parents = {"model": model_config.model_name_or_path}
-    run = Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh)
-    trainer = length_grouped(RewardTrainer)(
-        model=load_start(model_config, "SEQ_CLS", frame),
-        args=args,
-        train_dataset=examples,
-        processing_class=frame.tokenizer,
-        peft_config=lora(model_config, "SEQ_CLS"),
-    )
+    with Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh) as run:
+        trainer = length_grouped(RewardTrainer)(
+            model=load_start(model_config, "SEQ_CLS", frame),
+            args=args,
+            train_dataset=examples,
+            processing_class=frame.tokenizer,
+            peft_config=lora(model_config, "SEQ_CLS"),
+        )
 
-    # Train
-    run.train(trainer)
+        # Train
+        run.train(trainer)
     if not run.is_main:
         return
     del trainer

@@ -54,6 +54,7 @@ IGNORED = {
         "completion_only_loss": "leave it out; the loss is on completions only",
         "assistant_only_loss": "leave it out; the loss is on completions only",
         "packing": "leave it out; batches are of like length, which saves as much",
+        "padding_free": "leave it out; batches are of like length, which saves as much",
     },
     "RewardConfig": LENGTHS,
     "DPOConfig": LENGTHS,
@@ -267,6 +268,15 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
             )
         if getattr(part, "use_vllm", False) and find_spec("vllm") is None:
             raise UserError("use_vllm needs vLLM; pip install '.[vllm]' or unset it")
+        if getattr(part, "use_liger_kernel", False) and find_spec("liger_kernel") is None:
+            raise UserError("use_liger_kernel needs liger-kernel; pip install liger-kernel or unset it")
+        if "torch" in sys.modules and hasattr(part, "optim"):
+            _check_packages(part)
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(part, name, 1) < 1:
+                raise UserError(f"{name} must be at least 1")
+        if getattr(part, "temperature", 1) <= 0:
+            raise UserError("temperature must be above 0; what is learned from must be sampled")
         if getattr(part, "output_dir", None):
             check_writable(Path(part.output_dir))
         for name, instead in IGNORED.get(type(part).__name__, {}).items():
@@ -293,6 +303,20 @@ def _read_yaml(path: str) -> dict:
     return config
 
 
+def _check_packages(args: Any) -> None:
+    """What a trainer would find out only when the model is loaded."""
+    from transformers import Trainer
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except Exception as error:  # other errors are of what is not there yet
+        if "install" in str(error):
+            raise UserError(f"report_to or optim needs a package that is not here: {error}") from error
+
+
 def _unknown(key: str, options: dict) -> str:
     close = difflib.get_close_matches(key, options, n=1)
     return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
@@ -301,6 +325,8 @@ def _unknown(key: str, options: dict) -> str:
 def _check_model(config: Any) -> None:
     if not config.model_name_or_path:
         raise UserError("model_name_or_path is not set; name a model folder or a hub model")
+    if config.model_revision not in (None, "main") and Path(config.model_name_or_path).is_dir():
+        raise UserError(f"model_revision {config.model_revision} is of the hub; the folder has one only, leave it out")
     if not (config.load_in_4bit or config.load_in_8bit):
         return
     if find_spec("bitsandbytes") is None:

@@ -8,6 +8,7 @@ dialogues `chosen` and `rejected`.
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -28,6 +29,7 @@ from rlhf_trl.files import file_hash
 from rlhf_trl.frames import REPLY, TURN, Frame
 from rlhf_trl.hub import check_reachable
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which nothing can encode
 TOO_LONG = ("prompt too long", "reply too long")
 UNFIT = (*TOO_LONG, *frames.REASONS)  # why a row of a split cannot be used
 
@@ -215,6 +217,8 @@ def _row(line: str, where: str) -> tuple[dict | None, str]:
         ) from error
     if not TURN.match(prompt):
         raise UserError(f"{where}: not an HH-RLHF dialogue; expected '\\n\\nHuman: ...\\n\\nAssistant: ...'")
+    if SURROGATE.search(prompt + chosen + rejected):
+        return None, "half a character"
     if prompt != other:
         return None, "prompts differ"
     if not chosen.strip() or not rejected.strip():

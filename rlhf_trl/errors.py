@@ -1,13 +1,18 @@
-"""What a user can cause ends in one line and exit code 2; everything else keeps its traceback."""
+"""What a user can cause ends in one line and exit code 2; everything else keeps its traceback.
+
+So does what a library says of a model, a file or an option while things are loaded and built; but not in `work`.
+"""
 
 import functools
 import gc
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType, TracebackType
 
 # For a process that is not its machine's first: no progress bars, no warnings
 SILENCE = {
@@ -17,13 +22,28 @@ SILENCE = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+OURS = {"__main__", "rlhf_trl", "recipes", "eval"}
+LIBRARIES = {
+    *("accelerate", "datasets", "huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "transformers"),
+    "trl",
+}
+LONGEST = 300  # characters of what a library said
+WORK: set[CodeType] = set()
+
 
 class UserError(Exception):
     """A mistake in the input. The message says what is wrong and what to do, in one line."""
 
 
+def work(function: Callable) -> Callable:
+    """Mark what runs when all is loaded and built: a library's error in it is a defect of ours."""
+    WORK.add(function.__code__)
+    return function
+
+
 def cli(main: Callable[[], None]) -> Callable[[], None]:
-    """Turn a `UserError` raised by `main` into one line on stderr and exit code 2.
+    """Turn a `UserError` raised by `main`, or a library's error outside of `work`, into one line on stderr and exit
+    code 2.
 
     `RLHF_TRL_TRACEBACK=1` in the environment shows the traceback instead. Of several processes of one
     machine only the first speaks.
@@ -42,12 +62,13 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         try:
             main()
-        except UserError as error:
-            if os.environ.get("RLHF_TRL_TRACEBACK"):
+        except Exception as error:
+            message = _user_message(error)
+            if message is None or os.environ.get("RLHF_TRL_TRACEBACK"):
                 raise
             if not speaks:  # the first process says the same, and then the launcher ends this one
                 time.sleep(30)
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", message, file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             if speaks:
@@ -55,6 +76,35 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return wrapper
+
+
+def _user_message(error: Exception) -> str | None:
+    """What to tell a user in one line; None for a defect."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return said
+    library = _called_library(error.__traceback__)
+    if library is None or getattr(error, "__notes__", None):  # `Run` notes down what happens in training
+        return None
+    if " " not in said:  # a KeyError's
+        said = f"{type(error).__name__} {said}"
+    if len(said) > LONGEST:  # what to do often stands last
+        said = f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
+    return f"{said} ({library}); change the model, file or option that it is about; RLHF_TRL_TRACEBACK=1 shows where"
+
+
+def _called_library(trace: TracebackType | None) -> str | None:
+    """The library that our code called when an error was raised; None if it called none of `LIBRARIES`, or worked."""
+    library = None
+    for frame, _ in traceback.walk_tb(trace):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code in WORK:
+            return None
+        if package in OURS:
+            library = None
+        elif library is None and package != "importlib":
+            library = package
+    return library if library in LIBRARIES else None
 
 
 def imports_are_over() -> None:

@@ -11,12 +11,13 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.chat_template_utils import _compile_jinja_template
 from trl import ModelConfig
 
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source, whole_model
+from rlhf_trl.hub import check_source, check_weights, whole_model
 
 REPLY = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -66,7 +67,10 @@ class Frame:
         self.anchors = ANCHORS if self._ids("\na") != self._ids("\n") + self._ids("a") else ("",)
         self.parts = False
         if tokenizer.chat_template:
-            _compile_jinja_template(tokenizer.chat_template).globals["strftime_now"] = TODAY.strftime
+            try:
+                _compile_jinja_template(tokenizer.chat_template).globals["strftime_now"] = TODAY.strftime
+            except TemplateError as error:
+                raise UserError(f"the chat template is broken ({error}); set chat_template_path to another") from error
             self._find_parts()
         self.space, end, rest = self._behind() or ("", tokenizer.eos_token, "")
         if end is None:
@@ -238,7 +242,7 @@ def load_frame(
     home = (
         source if (Path(source) / "tokenizer_config.json").exists() else whole_model(source)
     )  # adapters may have none
-    tokenizer = AutoTokenizer.from_pretrained(home, padding_side="left", **options)
+    tokenizer = _load_tokenizer(home, padding_side="left", **options)
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise UserError(f"eos_token {eos_token} is not in the vocabulary of {source}; name one of its tokens")
@@ -259,6 +263,8 @@ def load_frame(
 
 def start_frame(model: ModelConfig, args: TrainingArguments) -> Frame:
     """The frame that a recipe trains in: that of the model it starts from, with what its options say of tokens."""
+    check_source(model.model_name_or_path)
+    check_weights(model.model_name_or_path)
     eos_token, pad_token, template = (getattr(args, name, None) for name in TOKEN_OPTIONS)
     frame = load_frame(
         model.model_name_or_path,
@@ -338,14 +344,24 @@ def _listed(ends: int | list[int] | None) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
+def _load_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # of many unrelated types, most of which do not say what they are about
+        if "trust_remote_code" in str(error):
+            remedy = "it comes with code of its own: read that, and set trust_remote_code: true to run it"
+            raise UserError(f"the tokenizer of {source} cannot be loaded; {remedy}") from error
+        raise UserError(f"the tokenizer of {source} cannot be loaded ({error}); fetch its files again") from error
+
+
 def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> str:
     if Path(path).suffix in (".jinja", ".j2"):
         try:
             return Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"the chat template {path} cannot be read ({error.strerror}); check the path") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the chat template {path} cannot be read ({error}); check the path") from error
     check_source(path)
-    source = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    source = _load_tokenizer(path, trust_remote_code=trust_remote_code)
     if not source.chat_template:
         raise UserError(f"{path} has no chat template; set chat_template_path to a model that has, or a .jinja file")
     missing = set(_control_tokens(source).findall(source.chat_template)) - tokenizer.get_vocab().keys()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.errors import UserError, check_folder
@@ -51,6 +52,30 @@ def check_source(name: str) -> None:
         check_source(base)
 
 
+def check_weights(name: str) -> None:
+    """Find out, without reading them, whether a folder's weights are there and whole, and those under an adapter.
+
+    Raises:
+        UserError: there are none, or a file is missing, damaged or cut off.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        files = list(folder.glob("*.safetensors"))
+        if not files and not list(folder.glob("*.bin")):
+            raise UserError(f"{name} holds no weights (no .safetensors file); fetch it again, or name another model")
+        for index in folder.glob("*.safetensors.index.json"):
+            files += [folder / file for file in _read_json(index).get("weight_map", {}).values()]
+        for path in sorted(set(files)):
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, fetch it again") from error
+    base = adapter_base(name)
+    if base is not None:
+        check_weights(base)
+
+
 def adapter_base(name: str) -> str | None:
     """The model that an adapter was trained on; None if `name` is no adapter.
 
@@ -63,7 +88,7 @@ def adapter_base(name: str) -> str | None:
     file = find_adapter_config_file(name)
     if file is None:
         return None
-    base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = _read_json(Path(file)).get("base_model_name_or_path")
     if not base:
         raise UserError(f"the adapter {name} does not say which model it belongs to; name that in its {ADAPTER}")
     try:
@@ -71,6 +96,13 @@ def adapter_base(name: str) -> str | None:
     except UserError as error:
         return _moved_base(name, base, error)
     return base
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it is damaged or cut off, fetch it again") from error
 
 
 def _moved_base(name: str, base: str, error: UserError) -> str:

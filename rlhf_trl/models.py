@@ -23,7 +23,7 @@ from transformers.integrations import deepspeed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, work
 from rlhf_trl.frames import Frame
 from rlhf_trl.hub import adapter_base, whole_model
 
@@ -63,7 +63,14 @@ def load(
     with suppress_seqcls_warning():
         if base is None:
             labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
-            model = KINDS[task_type].from_pretrained(source, **labels, **options)
+            model, read = KINDS[task_type].from_pretrained(source, **labels, **options, output_loading_info=True)
+            heads = model.config.architectures or []
+            if task_type == "CAUSAL_LM" and any("ForSequenceClassification" in name for name in heads):
+                raise UserError(f"{source} holds a reward model, which cannot write; name a language model")
+            body = model.base_model_prefix + "."
+            missing = [name for name in read["missing_keys"] if task_type == "CAUSAL_LM" or name.startswith(body)]
+            if missing:  # which would be random
+                raise UserError(f"{source} lacks the weights {min(missing)}; it is no language model, or damaged")
         else:
             model = load(base, task_type, tokenizer, **options | {"revision": "main"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -102,6 +109,7 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
     return align(load(source, task_type, frame.tokenizer, **options), frame)
 
 
+@work
 def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) -> PreTrainedModel:
     """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
     into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""

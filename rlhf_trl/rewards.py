@@ -18,9 +18,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, work
 from rlhf_trl.frames import Frame, load_frame, set_pad
-from rlhf_trl.hub import check_source
+from rlhf_trl.hub import check_source, check_weights
 from rlhf_trl.models import align, device, is_reward_model, load, whole_weights
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
@@ -77,12 +77,14 @@ def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
     if file is not None:
         if json.loads(Path(file).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
             raise UserError(f"{source} holds no reward model but an adapter of another kind; name another")
+        check_weights(source)
         return
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"{source} holds no reward model (no sequence classifier); make one with 'make reward'")
     if config.num_labels != 1:
         raise UserError(f"{source} gives {config.num_labels} labels; a reward model gives one score")
+    check_weights(source)
 
 
 def reward_frame(source: str, trust_remote_code: bool = False) -> Frame:
@@ -190,6 +192,7 @@ def measure_scale(model: PreTrainedModel, pairs: Dataset, batch_size: int = 16) 
 
 
 @torch.no_grad()
+@work
 def score(
     model: PreTrainedModel, sequences: list[list[int]], batch_size: int = 16, progress: str | None = None
 ) -> torch.Tensor:

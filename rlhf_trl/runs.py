@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rlhf_trl.data import fingerprint
-from rlhf_trl.errors import UserError, imports_are_over
+from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
 from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
@@ -61,8 +61,9 @@ def return_freed_memory() -> None:
 class Run:
     """One training run: opens its staging folder or goes on in it, trains, publishes the result.
 
-    Opening one seeds every random generator and points `args.output_dir` at the staging folder. Of several
-    processes each has its own `Run`, and the main one writes.
+    Opening one seeds every random generator and points `args.output_dir` at the staging folder. Left with an error
+    before anything is trained, it takes back what it wrote. Of several processes each has its own `Run`, and the main
+    one writes.
 
     Args:
         args: the trainer's arguments.
@@ -85,8 +86,10 @@ class Run:
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process
         if self.is_main:
+            settings = _settings(args, *configs)
+            check_splits(settings["splits"], parents)
             self._lock()
-            self._open(_settings(args, *configs), data, parents, fresh)
+            self._open(settings, data, parents, fresh)
         PartialState().wait_for_everyone()
         self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
         args.output_dir = str(self.staging)
@@ -96,6 +99,18 @@ class Run:
         self.recorder = Recorder(self.staging / "metrics.jsonl", args.save_total_limit)
         args.save_total_limit = None  # the recorder deletes old checkpoints, and only when a newer one is complete
         set_seed(args.seed)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+        if error is None:
+            return
+        if self.recorder.began:
+            error.add_note(f"while {self.folder.name} was training")  # so that no user is told to mend it
+        elif self.is_main and not self.recorder.path.exists():  # nor was anything trained before
+            shutil.rmtree(self.staging)
+            Path(self.lock.name).unlink()
 
     def train(self, trainer: Trainer) -> None:
         """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
@@ -109,6 +124,8 @@ class Run:
         self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.recorder.record()["optimizer_steps"]:
+            self.recorder.path.unlink()
+            self.recorder.began = False
             raise UserError(f"{self.folder.name}: nothing was trained, no step was taken; use more data or more steps")
         trainer.save_model()
         self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
@@ -119,6 +136,7 @@ class Run:
         if self.is_main:
             _write(self.staging / TRAINED, record)
 
+    @work
     def publish(self, model: PreTrainedModel | None = None) -> None:
         """Add curves and manifest, and give the folder its name; the main process does.
 
@@ -161,7 +179,6 @@ class Run:
 
     def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
         """Start a staging folder, or check what a killed run left and cut off what it did after its checkpoint."""
-        check_splits(settings["splits"], parents)
         now = {
             "recipe": self.folder.name,
             "seed": settings["seed"],
@@ -218,8 +235,11 @@ class Run:
 
     def _lock(self) -> None:
         """A launcher that is killed may leave its trainers running; two in one folder would ruin both."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}); set RUNS or output_dir") from error
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -238,7 +258,7 @@ class Recorder(TrainerCallback):
     """
 
     def __init__(self, path: Path, keep: int | None) -> None:
-        self.path, self.keep = path, keep
+        self.path, self.keep, self.began = path, keep, False
 
     def start(self, trainer: Trainer, before: dict) -> None:
         """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
@@ -246,7 +266,6 @@ class Recorder(TrainerCallback):
         self.trainer = trainer
         trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
         self.tokens, self.steps = TokenCounter(trainer.model), StepCounter()
-        self.path.touch()
         self.clock = time.perf_counter()
         trainer.add_callback(self)
 
@@ -262,6 +281,10 @@ class Recorder(TrainerCallback):
             "num_tokens": self.trainer._total_train_tokens,
             "metrics_bytes": self.path.stat().st_size,
         }
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.began = True
+        self.path.touch()
 
     def on_step_end(self, args, state, control, **_) -> None:
         # What Trainer has gathered since it last logged is in no checkpoint
