@@ -25,8 +25,8 @@ from eval.files import read_jsonl, write_json
 from eval.server import BudgetSpent, Server, parameters, usd
 from eval.tally import Request, publish, tally
 from rlhf_trl.config import DataConfig
-from rlhf_trl.files import file_hash
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import file_hash
 
 
 def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:

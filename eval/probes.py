@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from rlhf_trl.frames import REPLY
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import REPLY
 
 CHECKS = {
     "contains": lambda reply, texts: any(_has(reply, text) for text in texts),

@@ -14,8 +14,8 @@ from eval.config import EvalConfig
 from eval.curves import optimisation
 from eval.files import read_jsonl
 from eval.replies import by_subset, describe, rewards, untrained
-from rlhf_trl.files import file_hash
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import file_hash
 
 
 def summarise(root: Path, config: EvalConfig) -> dict:

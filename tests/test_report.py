@@ -15,8 +15,8 @@ from eval.files import write_json, write_jsonl
 from eval.report import write_report
 from eval.summary import summarise
 from rlhf_trl import kl
-from rlhf_trl.files import file_hash
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import file_hash
 
 NAMES = ["sft", "ppo", "dpo"]
 MARGIN = 0.05
