@@ -27,14 +27,17 @@ import transformers
 from datasets import Dataset
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from eval.figures import SVG
+from rlhf_trl.frames import load_frame
+from rlhf_trl.grpo import CorrectedGRPOTrainer
 from rlhf_trl.kl import KLConfig, set_coefficient
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.ppo import CorrectedPPOTrainer
+from rlhf_trl.rewards import Reward
 
 PROMPT = 0  # every prompt is this one token
 STRENGTHS = (0.4, 0.6, 1.0)  # of the KL: b in E[reward] - b KL
@@ -146,11 +149,12 @@ def distribution(policy: PreTrainedModel, bandit: Bandit) -> np.ndarray:
 def write_reference(bandit: Bandit, folder: str, seed: int) -> None:
     """Write a GPT-2 of one layer, its head such that it answers as the bandit's reference, and its tokenizer.
 
-    The tokenizer's eos and pad are no tokens of the model, so that each answer has the bandit's length.
+    The tokenizer's special tokens are no tokens of the model, so that each answer has the bandit's length.
     """
-    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*bandit.tokens, "<eos>", "<pad>"])}))
+    vocabulary = {token: i for i, token in enumerate([*bandit.tokens, "<eos>", "<pad>", "<unk>"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    specials = {"eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
+    specials = {"eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>", "padding_side": "left"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **specials).save_pretrained(folder)
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
@@ -176,9 +180,12 @@ def write_reference(bandit: Bandit, folder: str, seed: int) -> None:
 
 
 class TrueReward(torch.nn.Module):
-    """A bandit's reward the way PPOTrainer calls a reward model: a backbone, and `score` of its last hidden states."""
+    """A bandit's reward the way reward models are called: whole by `Reward`, and by TRL's PPOTrainer its backbone, and
+    `score` of the last hidden states."""
 
     base_model_prefix = "backbone"
+    device = torch.device("cpu")
+    config = SimpleNamespace(pad_token_id=0)  # of sequences of one length, which need no padding
 
     def __init__(self, bandit: Bandit) -> None:
         super().__init__()
@@ -189,6 +196,10 @@ class TrueReward(torch.nn.Module):
         """The reward of each row, at all of its positions, as hidden states of shape (rows, length, 1)."""
         reward = self.reward[tuple(input_ids[:, 1:].T)]
         return SimpleNamespace(hidden_states=[reward[:, None, None].expand(*input_ids.shape, 1)])
+
+    def forward(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
+        """The same once a row, as logits of shape (rows, 1)."""
+        return SimpleNamespace(logits=self.backbone(input_ids).hidden_states[-1][:, -1])
 
 
 def ppo(
@@ -209,12 +220,16 @@ def ppo(
         num_sample_generations=0,
     )
     set_coefficient(KLConfig(strength), args, default=0.0)
+    frame, model = load_frame(policy.name_or_path), TrueReward(bandit)
+    if trainer is CorrectedPPOTrainer:
+        own = {"frame": frame, "reward": Reward(model, frame, [], None, BATCH)}
+    else:
+        own = {"processing_class": frame.tokenizer, "reward_model": model}
     return trainer(
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(policy.name_or_path),
         model=policy,
         ref_model=None,
-        reward_model=TrueReward(bandit),
+        **own,
         value_model=AutoModelForSequenceClassification.from_pretrained(policy.name_or_path, num_labels=1),
         train_dataset=Dataset.from_dict({"input_ids": [[PROMPT]] * args.total_episodes}),
     )
@@ -235,13 +250,10 @@ def grpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, 
         disable_dropout=True,
     )
     set_coefficient(KLConfig(strength), args, default=0.0)
-    rewards = bandit.reward.reshape(bandit.grid)
-
-    def reward(completion_ids: list[list[int]], **_) -> list[float]:
-        return [rewards[tuple(ids)] for ids in completion_ids]
-
+    frame = load_frame(policy.name_or_path)
+    reward = Reward(TrueReward(bandit), frame, [], None, BATCH)
     prompts = Dataset.from_dict({"prompt": [bandit.tokens[PROMPT]] * (rounds * BATCH // GROUP)})
-    return GRPOTrainer(policy, reward, args, prompts)
+    return CorrectedGRPOTrainer(frame, reward, model=policy, args=args, train_dataset=prompts)
 
 
 class PairTrainer(DPOTrainer):

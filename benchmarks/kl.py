@@ -11,11 +11,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from eval import kl
 from eval.files import read_jsonl
 from eval.score import in_batches
+from rlhf_trl.frames import load_frame
 from rlhf_trl.models import device, load_policy
 
 
@@ -27,17 +27,17 @@ def main() -> None:
     parser.add_argument("--reference", default="sft")
     options = parser.parse_args()
     folder = str(options.profile / options.reference)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    reference = load_policy(folder, tokenizer, "float32").to(device())
+    frame = load_frame(folder)
+    reference = load_policy(folder, frame.tokenizer, "float32").to(device())
     columns = ("mean", "error", "given prompts", "lowest")
     print(f"{'policy':8}{'estimate':10}" + "".join(f"{column:>15}" for column in columns))
     for name in options.policies:
-        policy = load_policy(str(options.profile / name), tokenizer, "float32").to(device())
+        policy = load_policy(str(options.profile / name), frame.tokenizer, "float32").to(device())
         rows = read_jsonl(options.profile / f"samples/{name}.jsonl")[: options.replies]
 
         def read(compute, rows=rows) -> np.ndarray:
             replies = rows[-1]["reply"] + 1
-            return np.array(in_batches(compute, tokenizer, 16, None, rows)).reshape(-1, replies)
+            return np.array(in_batches(compute, frame, 16, None, rows)).reshape(-1, replies)
 
         exact = read(lambda *ids, policy=policy: kl.exact(policy, reference, *ids))
         sampled = read(lambda *ids, policy=policy: kl.log_probabilities(policy, *ids))

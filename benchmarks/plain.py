@@ -29,7 +29,8 @@ from trl import DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from rlhf_trl.config import DataConfig, RewardModelConfig
-from rlhf_trl.data import build_dataset, load_tokenizer
+from rlhf_trl.data import build_dataset
+from rlhf_trl.frames import load_frame
 from rlhf_trl.measure import peak_memory_mb
 
 
@@ -157,8 +158,8 @@ def grpo() -> None:
 def load(*classes: type) -> tuple:
     """Model config, tokenizer, our prompts, and the options of `classes`, of which the first is for a trainer."""
     data_config, model_config, *others = TrlParser((DataConfig, ModelConfig, *classes)).parse_args_and_config()
-    tokenizer = load_tokenizer(model_config.model_name_or_path)
-    return model_config, tokenizer, build_dataset(data_config, "policy", tokenizer, others[0].seed), *others
+    frame = load_frame(model_config.model_name_or_path)
+    return model_config, frame.tokenizer, build_dataset(data_config, "policy", frame, others[0].seed), *others
 
 
 PLAIN = {"ppo": ppo, "grpo": grpo}

@@ -19,17 +19,16 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 from worlds import World, options, read_config
 
-from eval import judge, reward_model
+from eval import judge
 from eval.config import JudgeConfig
 from eval.files import write_json, write_jsonl
 from eval.kl import log_probabilities
 from eval.samples import sample
 from eval.server import Server
 from rlhf_trl.batching import LengthGroupedSampler, batches
-from rlhf_trl.data import load_tokenizer
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import load_reward_model, score
+from rlhf_trl.rewards import load_raw, load_reward_model, score
 
 # The settings that TRL's reward and DPO scripts are given; all others stay at TRL's defaults
 SHARED = ("model_name_or_path", "output_dir", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -154,7 +153,7 @@ def training_command(recipe: str, world: World, side: str, folder: Path) -> list
 
 def reward_margins(world: World, trained: Path) -> np.ndarray:
     """Score of the chosen reply minus that of the rejected one, shape (pairs,)."""
-    model = reward_model.load(str(trained), load_tokenizer(str(world.policy)), "float32").to(device())
+    model = load_raw(str(trained), world.frame, dtype="float32").to(device())
     chosen, rejected = (
         score(model, [prompt + reply for prompt, reply in world.held_out_ids(side)]) for side in ("chosen", "rejected")
     )
@@ -169,7 +168,7 @@ def implicit_margins(world: World, trained: Path) -> np.ndarray:
 @cache
 def log_margins(world: World, source: Path) -> np.ndarray:
     """Log-probability of the chosen reply minus that of the rejected one, shape (pairs,)."""
-    model = load_policy(str(source), load_tokenizer(str(world.policy)), "float32").to(device())
+    model = load_policy(str(source), world.frame.tokenizer, "float32").to(device())
     logps = {}
     for side in ("chosen", "rejected"):
         ids = world.held_out_ids(side)
@@ -179,14 +178,13 @@ def log_margins(world: World, source: Path) -> np.ndarray:
 
 
 def sampling(world: World) -> Sides:
-    tokenizer = load_tokenizer(str(world.policy))
-    model = load_policy(str(world.policy), tokenizer, "float32").to(device())
+    model = load_policy(str(world.policy), world.frame.tokenizer, "float32").to(device())
     prompts = list(world.rows("ppo", "eval", world.prompts)["prompt_ids"])
 
     def run(indexes: list[list[int]], _: Path) -> dict:
         def work() -> None:
             for batch in indexes:
-                sample(model, tokenizer, [prompts[i] for i in batch], world.max_new_tokens, seed=0)
+                sample(model, world.frame, [prompts[i] for i in batch], world.max_new_tokens, seed=0)
 
         return timed(len(prompts), work)
 
@@ -205,7 +203,7 @@ def in_order(number: int, size: int) -> list[list[int]]:
 
 def scoring(world: World) -> Sides:
     make_reward_model(world)
-    model = load_reward_model(str(world.reward_model)).to(device())
+    model = load_reward_model(str(world.reward_model), world.data("reward"), seed=0)[0].to(device())
     sequences = [prompt + reply for side in ("chosen", "rejected") for prompt, reply in world.held_out_ids(side)]
 
     def run(indexes: list[list[int]], _: Path) -> dict:
@@ -223,7 +221,7 @@ def scoring(world: World) -> Sides:
 
 def judging(_: World) -> Sides:
     def ask(number: int, concurrency: int, folder: Path) -> dict:
-        requests = [judge.Request(str(i), "a", "b", i, "ab", f"Request {i}") for i in range(number)]
+        requests = [judge.Request(str(i), "a", "b", i, 0, "ab", f"Request {i}") for i in range(number)]
         transcript = judge.Transcript(folder / "transcript.jsonl")
         with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
             try:

@@ -29,7 +29,6 @@ from eval.check import SPLITS, Step
 from eval.files import write_atomically
 from eval.metrics import accuracy
 from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.data import load_tokenizer
 from rlhf_trl.errors import UserError, check_writable, cli
 from rlhf_trl.measure import machine, versions
 
@@ -178,8 +177,7 @@ def estimates(worlds: list[World], recipes: list[str], libraries: int) -> list[l
     for world, recipe in itertools.product(worlds, recipes):
         argv = ["--config", f"configs/{world.profile}/{recipe}.yaml", *options(world.settings(recipe))]
         data, model, *_, args = parse(None, *RECIPES[recipe], argv=argv)
-        tokenizer, split = load_tokenizer(str(world.policy)), SPLITS[recipe][0]
-        step = Step(recipe, data, model, args, None, None, tokenizer, world.rows(recipe, split))
+        step = Step(recipe, data, model, args, args, None, world.frame, world.rows(recipe, SPLITS[recipe][0]))
         estimate = step.needs(libraries).total / 2**20
         peak = json.loads((world.folder / recipe / f"{OURS}-0" / "record.json").read_text())["memory"]
         rows.append([world.name, recipe, f"{estimate:.0f}", f"{peak:.0f}", f"{estimate / peak:.2f}"])

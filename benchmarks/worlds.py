@@ -5,17 +5,18 @@ import io
 import json
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import datasets
 import yaml
-from trl import ModelConfig
 
 from eval.files import replaced, write_atomically
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset, load_tokenizer
+from rlhf_trl.data import build_dataset
+from rlhf_trl.frames import Frame, load_frame, set_pad
 from rlhf_trl.measure import machine, versions
-from rlhf_trl.models import load_causal_lm
+from rlhf_trl.models import align, load
 
 
 @dataclass(eq=False)
@@ -34,19 +35,28 @@ class World:
     batch_size: int  # of sampling and scoring
     max_new_tokens: int
 
+    @cached_property
+    def frame(self) -> Frame:
+        """That of the policy."""
+        return load_frame(str(self.policy))
+
     def settings(self, recipe: str) -> dict:
         """What differs from a recipe's config."""
         reward = {"reward_model_path": str(self.reward_model)} if recipe in ("ppo", "grpo") else {}
         models = {"model_name_or_path": str(self.policy)} | reward
         return {"dataset": self.dataset, "seed": 0} | models | self.changes[recipe]
 
+    def data(self, recipe: str) -> DataConfig:
+        """A recipe's settings of the data."""
+        settings = read_config(self.profile, recipe) | self.settings(recipe)
+        return DataConfig(**{part.name: settings[part.name] for part in fields(DataConfig) if part.name in settings})
+
     def rows(self, recipe: str, split: str, number: int | None = None) -> datasets.Dataset:
         """A recipe's rows of a split, or the first `number`."""
-        settings = read_config(self.profile, recipe) | self.settings(recipe)
-        config = DataConfig(**{part.name: settings[part.name] for part in fields(DataConfig) if part.name in settings})
+        config = self.data(recipe)
         config = replace(config, max_rows=number or config.max_rows)
         with contextlib.redirect_stdout(io.StringIO()):
-            return build_dataset(config, split, load_tokenizer(str(self.policy)), seed=0)
+            return build_dataset(config, split, self.frame, seed=0)
 
     def held_out_ids(self, side: str) -> list[tuple[list[int], list[int]]]:
         """Prompt and reply, `chosen` or `rejected`, of each held-out pair."""
@@ -86,10 +96,10 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
     world = World(Path(model).name, "smollm2", folder, *paths, changes, **sizes)
     drop_others(world, model)
     if not world.policy.exists():
-        tokenizer = load_tokenizer(model, read_config("smollm2", "sft")["pad_token"])
+        frame = set_pad(load_frame(model), model, read_config("smollm2", "sft")["pad_token"])
         with replaced(world.policy) as staging:
-            load_causal_lm(ModelConfig(model_name_or_path=model, dtype="float32"), tokenizer).save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
+            align(load(model, "CAUSAL_LM", frame.tokenizer, dtype="float32"), frame).save_pretrained(staging)
+            frame.tokenizer.save_pretrained(staging)
     return world
 
 

@@ -18,7 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset
-from rlhf_trl.errors import UserError, work
+from rlhf_trl.errors import UserError, check_folder, work
 from rlhf_trl.frames import Frame, load_frame, set_pad
 from rlhf_trl.hub import check_source, check_weights
 from rlhf_trl.models import align, device, is_reward_model, load, whole_weights
@@ -72,6 +72,10 @@ def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
     Raises:
         UserError: it does not, or cannot be had.
     """
+    try:
+        check_folder(source, "reward model")
+    except UserError as error:
+        raise UserError(f"{error}, with 'make reward'") from error
     check_source(source)
     file = find_adapter_config_file(source)
     if file is not None:

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_trl.batching import MOST_POSITIONS_ON_CPU, LengthGroupedSampler, batches, combined_seed, length_grouped
-from rlhf_trl.data import load_tokenizer
+from rlhf_trl.frames import load_frame
 
 # As long as HH-RLHF's dialogues: 167 tokens on average, 429 at the 95th percentile
 LENGTHS = np.random.default_rng(0).lognormal(4.8, 0.8, 1003).astype(int).clip(10, 768).tolist()
@@ -86,7 +86,7 @@ def test_a_trainer_groups_by_the_column_length_if_told_to(world, tmp_path):
                 report_to="none",
             ),
             train_dataset=Dataset.from_list(rows),
-            processing_class=load_tokenizer(str(world / "model")),
+            processing_class=load_frame(str(world / "model")).tokenizer,
         )
 
     grouped = trainer(length_grouped(RewardTrainer), "group_by_length").get_train_dataloader()

@@ -18,7 +18,8 @@ import eval.check
 from eval.check import SPLITS, Step
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.data import build_dataset, load_tokenizer
+from rlhf_trl.data import build_dataset
+from rlhf_trl.frames import load_frame
 from rlhf_trl.runs import Run
 from tests.conftest import ROOT, settings
 from tests.test_errors import no_hh, spoil_tokenizer
@@ -169,8 +170,10 @@ def test_models_and_optimizers_hold_what_the_table_says(recipe, kind, world, tmp
     counts = {}
 
     def count(run, trainer):
-        reward = inspect.getclosurevars(trainer.reward_funcs[0]).nonlocals["model"] if recipe == "grpo" else None
-        models = [trainer.model, getattr(trainer, "ref_model", None), reward or getattr(trainer, "reward_model", None)]
+        reward = getattr(trainer, "reward_model", None)
+        if recipe == "grpo":
+            reward = inspect.getclosurevars(trainer.reward_funcs[0]).nonlocals["reward"].model
+        models = [trainer.model, getattr(trainer, "ref_model", None), reward]
         parameters = {id(p): p for model in models if model is not None for p in model.parameters()}.values()
         optimizer = trainer.optimizer or trainer.create_optimizer()
         counts["all"] = sum(p.numel() for p in parameters)
@@ -217,9 +220,9 @@ def settle(recipe, kind, world, folder):
         changes["reward_model_path"] = str(make_reward_model(base, folder / "reward"))
     config = settings(folder, recipe, world, **changes)
     data, model, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
-    tokenizer = load_tokenizer(str(base))
-    rows = build_dataset(data, SPLITS[recipe][0], tokenizer, seed=0)
-    return Step(recipe, data, model, args, None, None, tokenizer, rows)
+    frame = load_frame(str(base))
+    rows = build_dataset(data, SPLITS[recipe][0], frame, seed=0)
+    return Step(recipe, data, model, args, args, None, frame, rows)
 
 
 def run_with(train, recipe, folder, patch):
@@ -236,6 +239,7 @@ def make_reward_model(base, folder):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.config.reward_mean, model.config.reward_std, model.config.pad_token_id = 0.0, 1.0, 0
     model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
 
 

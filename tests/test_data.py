@@ -8,19 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_trl import data
 from rlhf_trl.config import SPLITS, DataConfig
-from rlhf_trl.data import (
-    build_dataset,
-    load_pairs,
-    load_split,
-    load_tokenizer,
-    messages,
-    prompt_key,
-    render,
-    tokenize,
-)
+from rlhf_trl.data import build_dataset, load_pairs, load_split, prompt_key
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import Frame, load_frame, messages
 from tests.conftest import CHAT_TEMPLATE
 
 PROMPT = "\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:"
@@ -129,14 +120,16 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
 
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     row = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five."}
-    assert render(row, tokenizer) == {**row, "dialogue": PROMPT}
+    plain = row | {"dialogue": PROMPT}
+    assert Frame(tokenizer).row(row).items() >= plain.items()
     tokenizer.chat_template = CHAT_TEMPLATE
-    assert render(row, tokenizer) == {
+    chat = {
         "dialogue": PROMPT,
         "prompt": "<user>One?<assistant>Two.<user>Three?<assistant>",
         "chosen": "Four.",
         "rejected": "Five.",
     }
+    assert Frame(tokenizer).row(row).items() >= chat.items()
 
 
 def test_turns_of_one_speaker_are_joined():
@@ -145,16 +138,16 @@ def test_turns_of_one_speaker_are_joined():
 
 def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(world, tmp_path, monkeypatch, capsys):
     """Not when only the number of rows or the seed do."""
-    tokenized = []
-    monkeypatch.setattr(data, "tokenize", lambda row, tokenizer: tokenized.append(1) or tokenize(row, tokenizer))
+    tokenized, read = [], Frame.row
+    monkeypatch.setattr(Frame, "row", lambda frame, row: tokenized.append(1) or read(frame, row))
     folder = shutil.copytree(world / "data", tmp_path / "data")
-    tokenizer = load_tokenizer(str(world / "model"))
+    frame = load_frame(str(world / "model"))
     config = DataConfig(dataset=str(folder), max_completion_tokens=12)
 
     def build(config, seed=0):
         tokenized.clear()
         capsys.readouterr()
-        rows = build_dataset(config, "reward", tokenizer, seed)
+        rows = build_dataset(config, "reward", frame, seed)
         return rows, bool(tokenized), capsys.readouterr().out
 
     rows, new, said = build(config)

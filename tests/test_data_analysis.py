@@ -9,7 +9,8 @@ import pytest
 from eval import __main__ as command
 from eval.data import overlaps
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import load_split
+from rlhf_trl.data import tokenize_split
+from rlhf_trl.frames import REASONS, load_frame
 
 
 def analyse(monkeypatch, world, data, out, **options):
@@ -72,6 +73,7 @@ def test_counts(monkeypatch, world, data, tmp_path, capsys):
         "prompt repeated": 1,
         "prompt too long": 1,
         "reply too long": 1,
+        **dict.fromkeys(REASONS, 0),
     }
     assert test["subsets"] == {"a": 2, "b": 2}
     assert test["turns"] == {"1": 3, "2": 1}
@@ -88,12 +90,12 @@ def test_counts(monkeypatch, world, data, tmp_path, capsys):
 
 
 def test_lengths_are_those_that_training_meets(monkeypatch, world, data, tmp_path):
-    from rlhf_trl.data import build_dataset, load_tokenizer
+    from rlhf_trl.data import build_dataset
 
     analyse(monkeypatch, world, data, tmp_path / "out", tokenizer=world / "gpt2")  # with a chat template
     with (tmp_path / "out/data/pairs.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "reward" and row["kept"] == "True"]
-    dataset = build_dataset(DataConfig(str(data)), "reward", load_tokenizer(str(world / "gpt2")), seed=0)
+    dataset = build_dataset(DataConfig(str(data)), "reward", load_frame(str(world / "gpt2")), seed=0)
     for side in ("prompt", "chosen", "rejected"):
         assert sorted(int(row[f"{side}_tokens"]) for row in rows) == sorted(map(len, dataset[f"{side}_ids"]))
 
@@ -104,8 +106,8 @@ def test_an_overlap_is_loud(monkeypatch, world, data, tmp_path):
         {"a": "a", "b": "c", "prompts": 0},
         {"a": "b", "b": "c", "prompts": 0},
     ]
-    leaky = load_split(DataConfig(str(data)), "sft")
-    monkeypatch.setattr("eval.data.load_split", lambda config, name: leaky)
+    leaky = tokenize_split(DataConfig(str(data)), "sft", load_frame(str(world / "model")))
+    monkeypatch.setattr("eval.data.tokenize_split", lambda config, name, frame: leaky)
     analyse(monkeypatch, world, data, tmp_path / "out")
     text = (tmp_path / "out/data/DATA.md").read_text()
     assert "**WARNING: splits overlap." in text

@@ -124,10 +124,10 @@ def test_each_command_names_the_one_to_run_first(run, world, tmp_path):
     config = settings(tmp_path, "eval", world)
     for command, message in {
         "samples": "does not exist",
-        "score": "holds no reward model; make one with 'make reward'",
+        "score": "reward does not exist; check the path or make it first, with 'make reward'",
         "judge": "run 'make samples' first",
         "report": "run 'make score' first",
-        "reward-model": "does not exist",
+        "reward-model": "make it first, with 'make reward'",
     }.items():
         code, _, err = run(command, "--config", config)
         assert (code, message in err) == (2, True), command

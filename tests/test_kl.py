@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval import kl
 from eval.config import EvalConfig
 from eval.samples import sample
 from eval.score import add_kl
+from rlhf_trl.frames import load_frame
 from rlhf_trl.models import load_policy
 
 EOS, LONGEST = 0, 3
@@ -69,28 +70,29 @@ def test_the_temperature_is_that_of_the_policy():
 def models(world, tmp_path_factory):
     """Folders of a reference, a LoRA adapter on it and a model with other weights; prompts as texts and ids."""
     folder = tmp_path_factory.mktemp("kl")
-    tokenizer = AutoTokenizer.from_pretrained(world / "gpt2")
+    frame = load_frame(str(world / "gpt2"))
+
+    def load(source: str):
+        return load_policy(source, frame.tokenizer, "float32")
+
     torch.manual_seed(0)
     adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["c_attn"], task_type="CAUSAL_LM")
-    get_peft_model(load_policy(str(world / "gpt2"), tokenizer, "float32"), adapter).save_pretrained(folder / "adapter")
-    other = load_policy(str(world / "gpt2"), tokenizer, "float32")
+    get_peft_model(load(str(world / "gpt2")), adapter).save_pretrained(folder / "adapter")
+    other = load(str(world / "gpt2"))
     for parameter in other.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     other.save_pretrained(folder / "other")
-    tokenizer.save_pretrained(folder / "other")
+    frame.tokenizer.save_pretrained(folder / "other")
     prompts = [f"\n\nHuman: What colour has {thing}?" + end for thing in ("coal", "grass") for end in ("", " Hm.")]
     paths = {"reference": str(world / "gpt2"), "adapter": str(folder / "adapter"), "other": str(folder / "other")}
-    return SimpleNamespace(**paths, tokenizer=tokenizer, prompts=prompts, ids=tokenizer(prompts)["input_ids"])
+    return SimpleNamespace(**paths, frame=frame, load=load, prompts=prompts, ids=[*map(frame.prompt_ids, prompts)])
 
 
 def test_an_adapter_on_and_off_is_two_models_in_memory(models):
-    reference, again, adapted = (
-        load_policy(source, models.tokenizer, "float32")
-        for source in (models.reference, models.reference, models.adapter)
-    )
-    replies = sample(adapted, models.tokenizer, models.ids, 8, seed=0)
+    reference, again, adapted = map(models.load, (models.reference, models.reference, models.adapter))
+    replies = sample(adapted, models.frame, models.ids, 8, seed=0)
     expected = kl.exact(adapted, again, models.ids, replies)
-    with kl.beside(reference, models.reference, models.adapter, models.tokenizer, "float32") as policy:
+    with kl.beside(reference, models.reference, models.adapter, models.load) as policy:
         assert policy.get_base_model() is reference
         assert kl.exact(policy, reference, models.ids, replies) == pytest.approx(expected, abs=1e-5)
     assert min(expected) > 0.001
@@ -98,9 +100,9 @@ def test_an_adapter_on_and_off_is_two_models_in_memory(models):
 
 
 def test_both_estimates_agree_and_the_exact_one_spreads_less(models):
-    reference, policy = (load_policy(p, models.tokenizer, "float32") for p in (models.reference, models.adapter))
+    reference, policy = map(models.load, (models.reference, models.adapter))
     prompts = models.ids * 50
-    replies = sample(policy, models.tokenizer, prompts, 8, seed=0)
+    replies = sample(policy, models.frame, prompts, 8, seed=0)
     values = np.array(kl.exact(policy, reference, prompts, replies))
     ours, theirs = (np.array(kl.log_probabilities(model, prompts, replies)) for model in (policy, reference))
     ratios = ours - theirs
@@ -132,14 +134,14 @@ def test_what_does_not_fit_is_estimated_one_model_after_the_other_and_named(mode
     assert values["reference"] == [0.0] * 4 and values["greedy/other"] == [None] * 4
     assert min(min(values[name]) for name in ("colder/reference-0.5", "adapter", "other")) > 0
 
-    size = 4 * load_policy(models.other, models.tokenizer, "float32").num_parameters()
+    size = 4 * models.load(models.other).num_parameters()
     monkeypatch.setattr(kl, "free_memory", lambda _: 1.01 * size / kl.SHARE)
     assert found() == (named, values)
     monkeypatch.setattr(kl, "free_memory", lambda _: 0.99 * size / kl.SHARE)
     named, less = found()
     assert [name for name, how in named.items() if how == "sampled"] == ["other"]
     logps = [
-        np.array(kl.log_probabilities(load_policy(source, models.tokenizer, "float32"), models.ids, replies))
+        np.array(kl.log_probabilities(models.load(source), models.ids, replies))
         for source in (models.other, models.reference)
     ]
     assert less.pop("other") == pytest.approx(logps[0] - logps[1], abs=1e-4)

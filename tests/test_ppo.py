@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import ModelConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from rlhf_trl.data import load_tokenizer
+from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.models import check_context, load_causal_lm
+from rlhf_trl.frames import load_frame
+from rlhf_trl.models import check_context, load_start
 from rlhf_trl.ppo import VALUE_MODEL, CorrectedPPOTrainer, check_batches, value_model_of
-from rlhf_trl.rewards import load_reward_model
+from rlhf_trl.rewards import Reward, load_reward_model
 
 ROLLOUTS, EPOCHS, MINI_BATCHES = 2, 2, 2
 PROMPTS = [[20 + i, 30, 40] for i in range(8)]
@@ -30,25 +31,32 @@ class Log(TrainerCallback):
         self.rows.append(dict(logs))
 
 
+def model_config(folder, **options):
+    config = ModelConfig(model_name_or_path=str(folder), **options)
+    config.trust_remote_code = False
+    return config
+
+
 @pytest.fixture(scope="module")
 def source(world):
-    return ModelConfig(model_name_or_path=str(world / "model"))
+    return model_config(world / "model")
 
 
 @pytest.fixture(scope="module")
 def reward_model(world, tmp_path_factory):
-    """A folder as the reward recipe leaves it, with scores that are far from centred."""
+    """A folder as the reward recipe leaves it, with scores that are far from centred; loads it anew each time."""
     folder = tmp_path_factory.mktemp("reward")
     model = AutoModelForSequenceClassification.from_pretrained(world / "model", num_labels=1)
     model.config.reward_mean, model.config.reward_std = MEAN, 1.0
     model.save_pretrained(folder)
-    return folder
+    load_frame(str(world / "model")).tokenizer.save_pretrained(folder)
+    return lambda: load_reward_model(str(folder), DataConfig(str(world / "data")), seed=0)[0]
 
 
 def build(trainer_class, source, folder, policy=None, prompts=PROMPTS, reward_model=None, **options):
     """Two rollouts of 8 prompts, 2 epochs of 2 mini-batches of 2 micro-batches of 2 prompts."""
     set_seed(0)
-    tokenizer = load_tokenizer(source.model_name_or_path)
+    frame = load_frame(source.model_name_or_path)
     args = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
@@ -72,15 +80,18 @@ def build(trainer_class, source, folder, policy=None, prompts=PROMPTS, reward_mo
     classifiers = (
         AutoModelForSequenceClassification.from_pretrained(source.model_name_or_path, num_labels=1) for _ in range(2)
     )
-    models = {"reward_model": reward_model or next(classifiers), "value_model": next(classifiers)} | peft
+    reward_model, args = reward_model or next(classifiers), PPOConfig(**args | options)
+    if trainer_class is CorrectedPPOTrainer:
+        own = {"frame": frame, "reward": Reward(reward_model, frame, [], args.missing_eos_penalty, batch_size=8)}
+    else:
+        own = {"processing_class": frame.tokenizer, "reward_model": reward_model}
     return trainer_class(
-        args=PPOConfig(**args | options),
-        processing_class=tokenizer,
-        model=policy or load_causal_lm(source, tokenizer),
+        args=args,
+        model=policy or load_start(source, "CAUSAL_LM", frame),
         ref_model=None,
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         callbacks=[Log()],
-        **models,
+        **own | {"value_model": next(classifiers)} | peft,
     )
 
 
@@ -181,12 +192,12 @@ def test_a_policy_generates_by_eos_and_pad_alone(trainer_class, source, tmp_path
     model = AutoModelForCausalLM.from_pretrained(source.model_name_or_path)
     model.generation_config.repetition_penalty = 5.0
     model.save_pretrained(tmp_path / "penalised")
-    tokenizer = load_tokenizer(source.model_name_or_path)
-    tokenizer.save_pretrained(tmp_path / "penalised")
-    penalised = ModelConfig(model_name_or_path=str(tmp_path / "penalised"))
+    frame = load_frame(source.model_name_or_path)
+    frame.tokenizer.save_pretrained(tmp_path / "penalised")
+    penalised = model_config(tmp_path / "penalised")
     corrected = trainer_class is CorrectedPPOTrainer
     policy = (
-        load_causal_lm(penalised, tokenizer)
+        load_start(penalised, "CAUSAL_LM", frame)
         if corrected
         else AutoModelForCausalLM.from_pretrained(penalised.model_name_or_path)
     )
@@ -201,26 +212,23 @@ def test_a_value_model_gets_lora_and_starts_as_the_reward_model(trainer_class, s
     corrected = trainer_class is CorrectedPPOTrainer
     options = {"peft_config": LoraConfig(task_type="CAUSAL_LM", **LORA)}
     if corrected:
-        options["value_model"] = value_model_of(
-            load_reward_model(str(reward_model)), LoraConfig(task_type="SEQ_CLS", **LORA)
-        )
+        options["value_model"] = value_model_of(reward_model(), LoraConfig(task_type="SEQ_CLS", **LORA))
     trainer = build(trainer_class, source, tmp_path, **options)
     trainable = {name for name, p in trainer.value_model.named_parameters() if p.requires_grad}
     assert all("lora" in name or "score" in name for name in trainable) == corrected
     ids = torch.tensor([[20, 30, 40]])
-    scorer = load_reward_model(str(reward_model))
+    scorer = reward_model()
     with torch.no_grad():
         assert torch.allclose(trainer.value_model(ids).logits, scorer(ids).logits) == corrected
 
 
-def test_rewards_are_centred(trainer_class, source, reward_model, tmp_path):
-    if trainer_class is CorrectedPPOTrainer:
-        model = load_reward_model(str(reward_model))
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(reward_model)
-    trainer = build(trainer_class, source, tmp_path, reward_model=model)
+def test_rewards_are_centred_and_a_missing_end_costs_its_penalty_once(trainer_class, source, reward_model, tmp_path):
+    """Next to no reply of six tokens ends."""
+    corrected = trainer_class is CorrectedPPOTrainer
+    model = reward_model() if corrected else None
+    trainer = build(trainer_class, source, tmp_path, reward_model=model, missing_eos_penalty=50.0)
     trainer.train()
-    offset = -MEAN if trainer_class is CorrectedPPOTrainer else 0
+    offset = -50 - (MEAN if corrected else 0)
     assert rows_of(trainer)[0]["objective/scores"] == pytest.approx(offset, abs=20)
 
 
@@ -229,8 +237,8 @@ def test_plain_ppo_ignores_bf16(source, tmp_path):
     trainer = build(PPOTrainer, source, tmp_path, bf16=True)
     assert trainer.accelerator.mixed_precision == "no"
     assert {p.dtype for p in trainer.policy_model.parameters()} == {torch.float32}
-    source = ModelConfig(model_name_or_path=source.model_name_or_path, dtype="bfloat16")
-    policy = load_causal_lm(source, load_tokenizer(source.model_name_or_path))
+    source = model_config(source.model_name_or_path, dtype="bfloat16")
+    policy = load_start(source, "CAUSAL_LM", load_frame(source.model_name_or_path))
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
 
 
@@ -242,7 +250,7 @@ def test_data_on_which_plain_ppo_hangs_are_refused(source, tmp_path):
 
 
 def test_prompts_on_which_plain_ppo_crashes_are_refused(world, tmp_path):
-    gpt2 = ModelConfig(model_name_or_path=str(world / "gpt2"))  # 96 positions
+    gpt2 = model_config(world / "gpt2")  # 96 positions
     trainer = build(PPOTrainer, gpt2, tmp_path, prompts=[[20] * 95] * 8)
     with pytest.raises(IndexError):
         trainer.train()

@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from eval.config import EvalConfig
 from eval.files import read_jsonl
@@ -17,8 +16,8 @@ from eval.probes import load_probes, passes
 from eval.samples import sample
 from eval.score import completion_ids, refuses
 from rlhf_trl import demo
-from rlhf_trl.data import render, tokenize
 from rlhf_trl.errors import UserError
+from rlhf_trl.frames import load_frame
 from rlhf_trl.models import load_policy
 from tests.conftest import ROOT, settings
 
@@ -87,12 +86,12 @@ def test_replies_of_a_prompt_stand_in_a_row_and_differ(run, untrained, tmp_path)
 
 @torch.no_grad()
 def test_at_temperature_0_the_likeliest_token_comes_next(world):
-    tokenizer = AutoTokenizer.from_pretrained(world / "model")
-    model = load_policy(str(world / "model"), tokenizer, "float32")
-    prompts = tokenizer(["\n\nHuman: Hi", "\n\nHuman: What colour has coal?\n\nAssistant:"])["input_ids"]
-    replies = sample(model, tokenizer, prompts, 6, seed=0, temperature=0.0)
-    assert replies == sample(model, tokenizer, prompts, 6, seed=1, temperature=0.0)
-    assert replies != sample(model, tokenizer, prompts, 6, seed=0, temperature=1.0)
+    frame = load_frame(str(world / "model"))
+    model = load_policy(str(world / "model"), frame.tokenizer, "float32")
+    prompts = [*map(frame.prompt_ids, ["\n\nHuman: Hi", "\n\nHuman: What colour has coal?\n\nAssistant:"])]
+    replies = sample(model, frame, prompts, 6, seed=0, temperature=0.0)
+    assert replies == sample(model, frame, prompts, 6, seed=1, temperature=0.0)
+    assert replies != sample(model, frame, prompts, 6, seed=0, temperature=1.0)
     for prompt, reply in zip(prompts, replies, strict=True):
         for end, token in enumerate(reply):
             assert token == model(torch.tensor([prompt + reply[:end]])).logits[0, -1].argmax()
@@ -129,12 +128,13 @@ def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
 
 @pytest.mark.parametrize("base", ["model", "gpt2"])  # HH's plain text, a chat template
 def test_a_reply_in_another_vocabulary_reads_as_the_reward_model_was_trained(world, base):
-    tokenizer = AutoTokenizer.from_pretrained(world / base)
+    frame = load_frame(str(world / base))
     pair = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello there.", "rejected": " No."}
-    trained_on = tokenize(render(pair, tokenizer), tokenizer)["chosen_ids"]
+    trained_on = frame.row(pair)["chosen_ids"]
     for text in ("Hello there.", " Hello there."):
-        assert completion_ids({"completion": text, "finished": True}, tokenizer) == trained_on
-        assert completion_ids({"completion": text, "finished": False}, tokenizer) == trained_on[:-1]
+        reply = {"dialogue": pair["prompt"], "completion": text}
+        assert completion_ids(reply | {"finished": True}, frame) == trained_on
+        assert completion_ids(reply | {"finished": False}, frame) == trained_on[:-1]
 
 
 def test_probes_are_checked(tmp_path):
