@@ -31,7 +31,7 @@ from eval.probes import load_probes
 from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.data import build_dataset, load_split
-from rlhf_trl.errors import UserError
+from rlhf_trl.errors import UserError, user_message
 from rlhf_trl.frames import Frame, start_frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import free_memory
@@ -91,8 +91,11 @@ class Findings(dict[str, list[str]]):
         """Take down the error that ends the block, if one does: ours, or what a library says of a model or a file."""
         try:
             yield
-        except (UserError, ValueError, OSError) as error:
-            steps = self.setdefault(" ".join(str(error).split()), [])
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            steps = self.setdefault(message, [])
             steps += [] if step in steps else [step]
 
 
@@ -155,9 +158,8 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             check_source(model.model_name_or_path)
             with findings.of(step.name):
                 check_context(model, step.data.max_prompt_tokens, step.response or step.data.max_completion_tokens)
-            if step.name == "sft":
-                with findings.of(step.name):
-                    check_architecture(model)
+            with findings.of(step.name):
+                check_architecture(model)
             step.frame = start_frame(model, step.token_args)
     with findings.of(step.name):
         if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):

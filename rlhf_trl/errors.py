@@ -63,7 +63,7 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except Exception as error:
-            message = _user_message(error)
+            message = user_message(error)
             if message is None or os.environ.get("RLHF_TRL_TRACEBACK"):
                 raise
             if not speaks:  # the first process says the same, and then the launcher ends this one
@@ -78,7 +78,7 @@ def cli(main: Callable[[], None]) -> Callable[[], None]:
     return wrapper
 
 
-def _user_message(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """What to tell a user in one line; None for a defect."""
     said = " ".join(str(error).split())
     if isinstance(error, UserError):
