@@ -51,9 +51,9 @@ def made_up_run(
         root / "samples/manifest.json",
         {"seed": seed, "data": data, "versions": versions, "machine": machine, "settings": settings},
     )
-    models = {"reference": {"path": str(root / "sft")}, "reward_model": {"sha256": "reward"}}
+    reward_model = {"sha256": "reward", "mean": 0.5, "std": 0.3 * seed}
+    models = {"reference": {"path": str(root / "sft")}, "reward_model": reward_model}
     write_json(root / "scores/manifest.json", models | {"kl": dict.fromkeys(("base", *NAMES), "exact")})
-    write_json(root / "reward/config.json", {"reward_std": 0.3 * seed})
     for i, name in enumerate(["reward", *NAMES]):
         parents = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
         if name in ("ppo", "dpo"):
