@@ -253,7 +253,7 @@ def grpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, 
     frame = load_frame(policy.name_or_path)
     reward = Reward(TrueReward(bandit), frame, [], None, BATCH)
     prompts = Dataset.from_dict({"prompt": [bandit.tokens[PROMPT]] * (rounds * BATCH // GROUP)})
-    return CorrectedGRPOTrainer(args, frame, reward, model=policy, train_dataset=prompts)
+    return CorrectedGRPOTrainer(frame=frame, reward=reward, model=policy, args=args, train_dataset=prompts)
 
 
 class PairTrainer(DPOTrainer):

@@ -31,6 +31,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from rlhf_trl.config import DataConfig, RewardModelConfig
 from rlhf_trl.data import build_dataset
 from rlhf_trl.frames import load_frame
+from rlhf_trl.kl import COEFFICIENTS, KLConfig, set_coefficient
 from rlhf_trl.measure import peak_memory_mb
 
 
@@ -157,9 +158,12 @@ def grpo() -> None:
 
 def load(*classes: type) -> tuple:
     """Model config, tokenizer, our prompts, and the options of `classes`, of which the first is for a trainer."""
-    data_config, model_config, *others = TrlParser((DataConfig, ModelConfig, *classes)).parse_args_and_config()
+    parser = TrlParser((DataConfig, ModelConfig, KLConfig, *classes))
+    parser.set_defaults(**{COEFFICIENTS[classes[0].__name__]: None})  # the configs say it by `kl_strength`
+    data_config, model_config, kl_config, args, *others = parser.parse_args_and_config()
+    set_coefficient(kl_config, args, default=0.0)
     frame = load_frame(model_config.model_name_or_path)
-    return model_config, frame.tokenizer, build_dataset(data_config, "policy", frame, others[0].seed), *others
+    return model_config, frame.tokenizer, build_dataset(data_config, "policy", frame, args.seed), args, *others
 
 
 PLAIN = {"ppo": ppo, "grpo": grpo}

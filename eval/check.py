@@ -158,8 +158,7 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             check_source(model.model_name_or_path)
             with findings.of(step.name):
                 check_context(model, step.data.max_prompt_tokens, step.response or step.data.max_completion_tokens)
-            with findings.of(step.name):
-                check_architecture(model)
+            check_architecture(model)
             step.frame = start_frame(model, step.token_args)
     with findings.of(step.name):
         if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):

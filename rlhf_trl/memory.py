@@ -99,7 +99,7 @@ def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: Train
     with torch.device("meta"), suppress_seqcls_warning():
         for name in trained + (others_with_lora if model.use_peft else others):
             kind = AutoModelForSequenceClassification if name in ("reward", "value") else AutoModelForCausalLM
-            models[name] = kind.from_config(config, dtype=dtype)
+            models[name] = kind.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
         if recipe == "ppo":
             models["reward"].score = StandardisedHead(models["reward"].score, mean=0.0, std=1.0)
             models["value"] = value_model_of(models["reward"], lora(model, "SEQ_CLS"))

@@ -135,7 +135,7 @@ def test_what_a_library_says_of_a_model_is_named(run, world, tmp_path):
     profile = write_profile(tmp_path, world, {})
     code, said = check(run, profile, "--dpo=--use_peft true --lora_target_modules nowhere")
     assert code == 2
-    assert re.search("dpo: Target modules .*nowhere.* not found", said) and "error: 1 of the checks failed" in said
+    assert re.search("dpo: LoRA does not fit .*nowhere.* not found", said) and "error: 1 of the checks failed" in said
 
 
 def test_several_faults_are_all_named(run, world, tmp_path, monkeypatch, guess):

@@ -21,7 +21,7 @@ from tests import zoo
 from tests.conftest import settings
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
-WRITTEN = re.compile(r"<[|｜][^<>\s]+?[|｜]?>|<[a-z_]+[|>]>?|</?s>|\[gMASK\]")  # as special tokens are spelled
+WRITTEN = re.compile(r"<[|\uff5c][^<>\s]+?[|\uff5c]?>|<[a-z_]+[|>]>?|</?s>|\[gMASK\]")  # as special tokens are spelled
 DIALOGUE = "\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:"
 CHAT = [
     {"role": "user", "content": "One?"},
@@ -128,8 +128,8 @@ def write_model(folder, family, ending):
 
 
 class Recorder:
-    """Ids as they are in the trainers' own batches and as they reach models. Nothing is trained, and what is sampled are
-    `replies`, token ids by prompt."""
+    """Ids as they are in the trainers' own batches and as they reach models. Nothing is trained, and what is sampled is
+    in `replies`: token ids by prompt."""
 
     def __init__(self, monkeypatch):
         self.batches, self.scored, self.compared, self.replies = [], [], [], {}
