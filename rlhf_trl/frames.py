@@ -65,13 +65,14 @@ class Frame:
         self.control = _control_tokens(tokenizer)
         self.before = _written_before(tokenizer)
         self.anchors = ANCHORS if self._ids("\na") != self._ids("\n") + self._ids("a") else ("",)
-        self.parts = False
+        self.parts, self.lead = False, ""
         if tokenizer.chat_template:
             try:
                 _compile_jinja_template(tokenizer.chat_template).globals["strftime_now"] = TODAY.strftime
             except TemplateError as error:
                 raise UserError(f"the chat template is broken ({error}); set chat_template_path to another") from error
             self._find_parts()
+            self.lead = self._find_lead()
         self.space, end, rest = self._behind() or ("", tokenizer.eos_token, "")
         if end is None:
             raise UserError("nothing ends a reply: the tokenizer has no eos token; set eos_token to one of its tokens")
@@ -110,7 +111,7 @@ class Frame:
         """
         if not self.tokenizer.chat_template:
             return dialogue
-        return self._around(messages(dialogue.removesuffix(REPLY)))[0]
+        return self._around(messages(dialogue.removesuffix(REPLY)))[0].removesuffix(self.lead)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of what `prompt` returned: with bos once where the tokenizer adds one, and without eos."""
@@ -119,7 +120,7 @@ class Frame:
 
     def reply(self, text: str) -> str:
         """A reply as it stands in the frame: templates strip it, plain HH text begins with a space."""
-        return text.strip() if self.tokenizer.chat_template else text
+        return self.lead + text.strip() if self.tokenizer.chat_template else text
 
     def reply_ids(self, prompt: str, reply: str, finished: bool = True) -> tuple[list[int], bool]:
         """Ids of a reply as it follows on what `prompt` returned; and whether they had to be found apart from it, as
@@ -185,26 +186,39 @@ class Frame:
     def _around(self, before: list[dict], after: list[dict] = ()) -> tuple[str, str]:
         """What the template writes before and behind a reply that stands between these messages."""
         chat = [*before, {"role": "assistant", "content": MARKER}, *after]
-        if self.parts:
-            chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat,
-                tokenize=False,
-                enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
-            )
-        except Exception as error:  # a template is a program of somebody's
-            raise RowError(REFUSED) from error
-        before, *behind = text.split(MARKER)
+        before, *behind = self._render(chat).split(MARKER)
         if len(behind) != 1:
             raise RowError(CHANGED)
         return before, behind[0]
+
+    def _render(self, chat: list[dict], **options) -> str:
+        if self.parts:
+            chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
+        try:
+            return self.tokenizer.apply_chat_template(
+                chat,
+                tokenize=False,
+                enable_thinking=False,  # read by templates of hybrid reasoning models, ignored by the others
+                **options,
+            )
+        except Exception as error:  # a template is a program of somebody's
+            raise RowError(REFUSED) from error
 
     def _find_parts(self) -> None:
         for self.parts in (False, True):
             with suppress(RowError):
                 return self._around(QUESTION) and None
         raise UserError("the chat template does not show where a reply stands; set chat_template_path to another")
+
+    def _find_lead(self) -> str:
+        """Whitespace that the template writes between its generation prompt and a reply. It is the reply's: the words
+        that a model knows begin with a space (`▁Sure`), and none was trained on to follow one that stands alone."""
+        before = self._around(QUESTION)[0]
+        with suppress(RowError):
+            start = self._render(QUESTION, add_generation_prompt=True)
+            if before.startswith(start) and not before[len(start) :].strip():
+                return before[len(start) :]
+        return ""
 
     def _behind(self) -> tuple[str, str, str] | None:
         """What the template writes behind a reply: whitespace, an unbroken run of special tokens, and the rest. Where
