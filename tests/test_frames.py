@@ -58,13 +58,13 @@ def test_the_frame_is_what_the_template_writes_around_a_finished_turn(path, monk
     written = again.apply_chat_template(chat, tokenize=False, enable_thinking=False)
     before, behind = written.rsplit("Four.", 1)
     ends = again.decode(frame.end)
-    assert row["prompt"] == before and row["chosen"] == "Four."
+    assert row["prompt"] + row["chosen"] == before + "Four."
     if behind:
         assert behind.startswith(ends) and again.decode(frame.end + frame.rest) == behind
     else:  # what a next turn begins with
         after = again.apply_chat_template([*chat, chat[0]], tokenize=False, enable_thinking=False)
         assert after.rsplit("Four.", 1)[1].startswith(ends)
-    assert row["chosen_ids"] == again("Four." + ends, add_special_tokens=False)["input_ids"] + frame.rest
+    assert row["chosen_ids"] == again(row["chosen"] + ends, add_special_tokens=False)["input_ids"] + frame.rest
     assert tokenizer.eos_token_id == frame.end[-1] and set(frame.end[:-1]).isdisjoint(frame.ends)
 
 
