@@ -18,6 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import torch
@@ -32,7 +33,7 @@ from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.data import build_dataset, load_split
 from rlhf_trl.errors import UserError, user_message
-from rlhf_trl.frames import Frame, start_frame
+from rlhf_trl.frames import TOKEN_OPTIONS, Frame, start_frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import Estimate, estimate
@@ -55,7 +56,7 @@ class Step:
     data: DataConfig
     model: ModelConfig
     args: TrainingArguments
-    token_args: TrainingArguments  # which have the options that act on tokens
+    token_options: dict[str, str]
     reward_model: str | None
     frame: Frame | None = None
     rows: Dataset | None = None
@@ -130,13 +131,14 @@ def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
                 raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
             paths = (getattr(part, "reward_model_path", None) for part in (*others, args))
             reward_model = next(filter(None, paths), None)
-            steps.append(Step(name, data, model, args, args, reward_model))
+            token_options = {option: getattr(args, option) for option in TOKEN_OPTIONS if getattr(args, option, None)}
+            steps.append(Step(name, data, model, args, token_options, reward_model))
     base = next((step for step in steps if step.name == "sft"), None)
     for step in steps:
         if step.model.model_name_or_path == sft and not Path(sft).exists():
             step.model.model_name_or_path = base and base.model.model_name_or_path
             step.model.model_revision = base and base.model.model_revision
-            step.token_args = base.args if base else step.args
+            step.token_options = (base.token_options if base else {}) | step.token_options
     return steps
 
 
@@ -159,7 +161,7 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             with findings.of(step.name):
                 check_context(model, step.data.max_prompt_tokens, step.response or step.data.max_completion_tokens)
             check_architecture(model)
-            step.frame = start_frame(model, step.token_args)
+            step.frame = start_frame(model, SimpleNamespace(**step.token_options))
     with findings.of(step.name):
         if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):
             check_reward_model(reward_model, model.trust_remote_code)

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rlhf_trl.errors import work
-from rlhf_trl.hub import adapter_base
+from rlhf_trl.hub import lineage
 from rlhf_trl.measure import free_memory
 
 LOGITS = 2**24  # made float32 at a time: 64 MiB, whatever the vocabulary
@@ -120,7 +120,7 @@ def _sums(parts: list[torch.Tensor], completion_ids: list[list[int]]) -> list[fl
 
 def _is_adapter_of(source: str, folder: str) -> bool:
     """Whether `source` holds a LoRA adapter that, switched off, leaves the model in `folder` as it was."""
-    if adapter_base(source) not in (folder, os.path.abspath(folder)):
+    if lineage(source)[1:2] not in ([(path, "main")] for path in (folder, os.path.abspath(folder))):
         return False
     config = PeftConfig.from_pretrained(source)
     return config.peft_type == "LORA" and config.bias == "none"  # trained biases stay when it is off
@@ -132,10 +132,7 @@ def _fits(source: str, reference: PreTrainedModel) -> bool:
     gc.collect()  # the policy before this one
     state = PartialState()
     state.wait_for_everyone()
-    folders = [source]
-    while (base := adapter_base(folders[-1])) is not None:
-        folders.append(base)
-    parameters = sum(_parameters(folder) or reference.num_parameters() for folder in folders)
+    parameters = sum(_parameters(folder) or reference.num_parameters() for folder, _ in lineage(source))
     sharing = state.num_processes if reference.device.type == "cpu" else 1
     fits = parameters * reference.dtype.itemsize <= SHARE * free_memory(reference.device) / sharing
     return all(gather_object([fits]))

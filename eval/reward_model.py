@@ -30,7 +30,7 @@ from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions
-from rlhf_trl.models import device
+from rlhf_trl.models import check_positions, device
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 
 # Thresholds of the patterns of the error analysis
@@ -51,7 +51,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: P
     scores = {}
     for side in ("chosen", "rejected"):
         sequences = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)]
-        _check_context(model, source, sequences)
+        check_positions(model.config, source, max(map(len, sequences)))
         scores[side] = score(model, sequences, config.batch_size, f"Scoring {side}").double().numpy()
         scores[side] -= getattr(model.config, "reward_mean", 0.0)
     tokens = {side: np.array([len(ids) for ids in pairs[f"{side}_ids"]]) for side in scores}
@@ -189,16 +189,6 @@ def sample_errors(rows: list[dict], found: dict[str, np.ndarray], size: int, see
     wrong = [i for i, row in enumerate(rows) if row["scores_chosen"] < row["scores_rejected"]]
     drawn = np.random.default_rng(seed).choice(wrong, min(size, len(wrong)), replace=False) if wrong else []
     return [{**rows[i], "patterns": [name for name, holds in found.items() if holds[i]]} for i in drawn]
-
-
-def _check_context(model: PreTrainedModel, source: str, sequences: list[list[int]]) -> None:
-    longest = max(map(len, sequences))
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context and longest > context:
-        raise UserError(
-            f"a pair of {longest} tokens does not fit the context of {context} tokens of {source}; "
-            "lower max_prompt_tokens or max_completion_tokens"
-        )
 
 
 def _describe(values: np.ndarray) -> dict[str, float]:

@@ -36,7 +36,7 @@ from rlhf_trl.data import build_dataset, fingerprint
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
-from rlhf_trl.hub import check_source, check_weights
+from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
 
@@ -61,7 +61,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     for source in filter(None, models):
         check_source(source)
         check_weights(source)
-    frame = load_frame(models[0], trust_remote_code=config.trust_remote_code)
+    frame = _frame(models[0], config.trust_remote_code)
     prompts = build_dataset(data_config, "eval", frame, config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
@@ -177,7 +177,7 @@ def sample(
 
 def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: EvalConfig) -> None:
     """Write the files of one model, which is loaded once for all of them."""
-    frame = load_frame(tokenizer_source, trust_remote_code=config.trust_remote_code)
+    frame = _frame(tokenizer_source, config.trust_remote_code)
     model = load_policy(source, frame.tokenizer, config.dtype, config.trust_remote_code).to(device())
     for job in todo:
         _run(job, model, frame, folder / f"{job.path}.jsonl", config)
@@ -230,10 +230,17 @@ def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: Eva
 
 
 def _key(job: Job, config: EvalConfig) -> str:
-    weights = _weights(job.model) or job.model
+    weights = [_weights(name) or [name, revision] for name, revision in lineage(job.model)]
+    frame = _frame(job.tokenizer, config.trust_remote_code)
+    read = (frame.tokenizer.chat_template, len(frame.tokenizer), sorted(frame.ends))
     drawn = (job.prompts, job.temperature, job.replies, config.max_new_tokens)
-    settings = (*drawn, weights, config.batch_size, config.dtype, config.seed)
+    settings = (*drawn, *read, weights, config.batch_size, config.dtype, config.seed)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+@functools.cache
+def _frame(source: str, trust_remote_code: bool) -> Frame:
+    return load_frame(source, trust_remote_code=trust_remote_code)
 
 
 _weights = functools.cache(weights_hash)  # the same 16 GB would be read again for every file

@@ -34,9 +34,10 @@ from eval.probes import load_probes, passes
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import Frame, load_frame
-from rlhf_trl.models import device, load_policy
-from rlhf_trl.rewards import check_reward_model, load_reward_model, score
+from rlhf_trl.errors import UserError
+from rlhf_trl.frames import Frame, RowError, load_frame
+from rlhf_trl.models import check_positions, device, load_policy
+from rlhf_trl.rewards import check_scale, load_reward_model, score
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
 # 2307.15043). A phrase is a sign, no proof: nobody has read the reply.
@@ -58,7 +59,7 @@ BEGINNING = 60  # characters
 def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    check_reward_model(config.reward_model_folder, config.trust_remote_code)
+    check_scale(config.reward_model_folder, data_config, config.seed, config.trust_remote_code)
     samples.main(data_config, config, judge)
     PartialState().wait_for_everyone()  # the main process says last what was sampled
     sampled = json.loads((root / "samples" / "manifest.json").read_text())["files"]
@@ -106,11 +107,15 @@ def add_proxy(
     model.to(device())
     for name, rows in files.items():
         same = _frame(sampled[name]["tokenizer"], trust).differs_from(frame) is None
-        sequences = [
-            frame.prompt_ids(frame.prompt(row["dialogue"]))
-            + (row["completion_ids"] + frame.rest * row["finished"] if same else completion_ids(row, frame))
-            for row in rows
-        ]
+        try:
+            sequences = [
+                frame.prompt_ids(frame.prompt(row["dialogue"]))
+                + (row["completion_ids"] + frame.rest * row["finished"] if same else completion_ids(row, frame))
+                for row in rows
+            ]
+        except RowError as error:
+            raise UserError(f"the reward model {source} cannot read a reply of {name} ({error}); name another") from error
+        check_positions(model.config, source, max(map(len, sequences)))
         scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
         for row, value in zip(rows, shared_out(sequences, scores), strict=True):
             row["proxy"] = value.item()

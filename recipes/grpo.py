@@ -15,7 +15,7 @@ def main() -> None:
     from rlhf_trl.data import build_dataset
     from rlhf_trl.frames import start_frame
     from rlhf_trl.grpo import CorrectedGRPOTrainer, check_batches
-    from rlhf_trl.models import check_context, device, load_options, load_stacked, load_start, lora
+    from rlhf_trl.models import check_context, check_positions, device, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import Reward, load_reward_model
     from rlhf_trl.runs import Run
 
@@ -26,6 +26,7 @@ def main() -> None:
     check_batches(args, len(prompts))
     source, options = reward_config.reward_model_path, load_options(model_config)
     reward_model, read_as = load_reward_model(source, data_config, args.seed, frame, **options)
+    check_positions(reward_model.config, source, data_config.max_prompt_tokens + args.max_completion_length)
     reward_model.to(device())
 
     # Build

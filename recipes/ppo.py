@@ -17,7 +17,7 @@ def main() -> None:
 
     from rlhf_trl.data import build_dataset
     from rlhf_trl.frames import start_frame
-    from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
+    from rlhf_trl.models import check_context, check_positions, load_options, load_stacked, load_start, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, value_model_of
     from rlhf_trl.rewards import Reward, load_reward_model
     from rlhf_trl.runs import Run
@@ -29,6 +29,8 @@ def main() -> None:
     check_batches(args, len(prompts))
     options = load_options(model_config)
     reward_model, read_as = load_reward_model(args.reward_model_path, data_config, args.seed, frame, **options)
+    longest = data_config.max_prompt_tokens + args.response_length
+    check_positions(reward_model.config, args.reward_model_path, longest)
 
     # Build: with LoRA the reference is the policy with its adapter off, and the value model an adapter on the reward
     # model; else both are copies

@@ -84,7 +84,7 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return said
     library = _called_library(error.__traceback__)
-    if library is None or getattr(error, "__notes__", None):  # `Run` notes down what happens in training
+    if library is None or hasattr(error, "in_training"):  # as `Run` marks it
         return None
     if " " not in said:  # a KeyError's
         said = f"{type(error).__name__} {said}"

@@ -13,20 +13,23 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import _compile_jinja_template
 from trl import ModelConfig
 
 from rlhf_trl.errors import UserError
-from rlhf_trl.hub import check_source, check_weights, whole_model
+from rlhf_trl.hub import check_source, check_weights, lineage
 
 REPLY = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 TODAY = date(2024, 7, 26)  # in templates that print the date: with the true one, prompts would be others tomorrow
 PAD = "<|pad|>"
+TOKENIZER = "tokenizer_config.json"
+QUIETLY = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
 TOKEN_OPTIONS = ("eos_token", "pad_token", "chat_template_path")
 # Stand for a question and a reply where only what the template writes around them is wanted
 QUESTION, MARKER = [{"role": "user", "content": "Hi"}], "REPLY-b5c1f0"
-EXAMPLE = "\n\nHuman: One, two?\n\nAssistant: Three.\n\nHuman: Four?\n\nAssistant:"
+EXAMPLES = ("\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:", "\n\nHuman: One?\n\nAssistant:")
 ANCHORS = ("\n", ".", "a")  # texts that a reply can be tokenized behind
 # Why a row cannot be put into a frame
 REASONS = SPECIAL, REFUSED, CHANGED, MERGED = (
@@ -62,6 +65,8 @@ class Frame:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = (), whole: bool = False) -> None:
         self.tokenizer = tokenizer
+        if isinstance(tokenizer.chat_template, dict):  # of several, the one for chats without tools
+            tokenizer.chat_template = tokenizer.get_chat_template()
         self.control = _control_tokens(tokenizer)
         self.before = _written_before(tokenizer)
         self.anchors = ANCHORS if self._ids("\na") != self._ids("\n") + self._ids("a") else ("",)
@@ -78,7 +83,8 @@ class Frame:
             raise UserError("nothing ends a reply: the tokenizer has no eos token; set eos_token to one of its tokens")
         self.end = tokenizer.convert_tokens_to_ids(self.control.findall(end))
         self.rest = self._ids(end + rest)[len(self._ids(end)) :] if whole else []
-        self.ends = {tokenizer.eos_token_id, *ends} - {None, *self.end} | {self.end[-1]}
+        others = {tokenizer.eos_token_id, *ends} - {None, *self.end}
+        self.ends = others | {self.end[-1]}
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.end[-1])
 
     def row(self, row: dict) -> dict:
@@ -99,6 +105,9 @@ class Frame:
                 row[side] = self.reply(row[side])
                 row[f"{side}_ids"], apart = self.reply_ids(row["prompt"], row[side])
                 row["apart"] |= apart
+            pads = {self.tokenizer.pad_token_id} - self.ends
+            if any(pads.intersection(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")):
+                raise RowError(SPECIAL)  # an unknown character, say, where that token pads
         except RowError as reason:
             return row | {"dropped": str(reason)}
         return row | {"length": len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
@@ -173,12 +182,17 @@ class Frame:
         pads = {self.tokenizer.pad_token, other.tokenizer.pad_token}
         if (ours.keys() ^ theirs.keys()) - pads or any(ours[token] != theirs[token] for token in ours.keys() & theirs):
             return "vocabulary"
-        return None if self._example() == other._example() else "frame"
+        ours, theirs = self._example(), other._example()
+        return None if ours and ours == theirs else "frame"
 
-    def _example(self) -> list[list[int]]:
-        row = self.row({"prompt": EXAMPLE, "chosen": " Five, six.", "rejected": " No."})
-        replies = [row[f"{side}_ids"][: -len(self.rest) or None] for side in ("chosen", "rejected")]
-        return [row["prompt_ids"], *replies]
+    def _example(self) -> list[list[int]] | None:
+        """Ids of a dialogue of several turns, or else of one, without `rest`; None if the template takes neither."""
+        for prompt in EXAMPLES:
+            row = self.row({"prompt": prompt, "chosen": " Five, six.", "rejected": " No."})
+            if not row["dropped"]:
+                replies = [row[f"{side}_ids"][: -len(self.rest) or None] for side in ("chosen", "rejected")]
+                return [row["prompt_ids"], *replies]
+        return None
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -205,9 +219,11 @@ class Frame:
             raise RowError(REFUSED) from error
 
     def _find_parts(self) -> None:
-        for self.parts in (False, True):
+        for parts in (False, True):
+            self.parts = parts
             with suppress(RowError):
-                return self._around(QUESTION) and None
+                self._around(QUESTION)
+                return
         raise UserError("the chat template does not show where a reply stands; set chat_template_path to another")
 
     def _find_lead(self) -> str:
@@ -252,11 +268,7 @@ def load_frame(
         UserError: the model cannot be had, or an option does not fit its tokenizer.
     """
     check_source(source)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    home = (
-        source if (Path(source) / "tokenizer_config.json").exists() else whole_model(source)
-    )  # adapters may have none
-    tokenizer = _load_tokenizer(home, padding_side="left", **options)
+    tokenizer = _load_tokenizer(source, revision, trust_remote_code)
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise UserError(f"eos_token {eos_token} is not in the vocabulary of {source}; name one of its tokens")
@@ -264,7 +276,7 @@ def load_frame(
     if chat_template_path is not None:
         tokenizer.chat_template = _read_template(chat_template_path, tokenizer, trust_remote_code)
     try:
-        frame = Frame(tokenizer, _ends_of(source, options), whole)
+        frame = Frame(tokenizer, _ends_of(source, revision, trust_remote_code), whole)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     if eos_token not in (None, tokenizer.eos_token):
@@ -307,6 +319,7 @@ def set_pad(frame: Frame, source: str, pad_token: str | None) -> Frame:
             f"the tokenizer of {source} has no pad token besides eos; "
             "set pad_token to one of its unused tokens or to a new one such as '<|pad|>'"
         )
+    frame.control = _control_tokens(tokenizer)
     return frame
 
 
@@ -346,26 +359,35 @@ def _written_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(plain)] == plain), [])
 
 
-def _ends_of(source: str, options: dict) -> list[int]:
+def _ends_of(source: str, revision: str, trust_remote_code: bool) -> list[int]:
     """Where the model's own generation settings, or else its config, stop."""
-    for folder in (source, whole_model(source)):
+    models = lineage(source, revision)
+    for name, its_revision in models:
         with suppress(OSError):
-            return _listed(GenerationConfig.from_pretrained(folder, revision=options["revision"]).eos_token_id)
-    return _listed(AutoConfig.from_pretrained(whole_model(source), **options).get_text_config().eos_token_id)
+            return _listed(GenerationConfig.from_pretrained(name, revision=its_revision).eos_token_id)
+    whole, its_revision = models[-1]
+    config = AutoConfig.from_pretrained(whole, revision=its_revision, trust_remote_code=trust_remote_code)
+    return _listed(config.get_text_config().eos_token_id)
 
 
 def _listed(ends: int | list[int] | None) -> list[int]:
     return ends if isinstance(ends, list) else [ends]
 
 
-def _load_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, revision: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model's, or if it is an adapter that has none, that of what it stands on."""
+    for name, its_revision in lineage(source, revision):
+        if cached_file(name, TOKENIZER, revision=its_revision, **QUIETLY):
+            break
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
+        return AutoTokenizer.from_pretrained(
+            name, revision=its_revision, trust_remote_code=trust_remote_code, padding_side="left"
+        )
     except Exception as error:  # of many unrelated types, most of which do not say what they are about
         if "trust_remote_code" in str(error):
             remedy = "it comes with code of its own: read that, and set trust_remote_code: true to run it"
-            raise UserError(f"the tokenizer of {source} cannot be loaded; {remedy}") from error
-        raise UserError(f"the tokenizer of {source} cannot be loaded ({error}); fetch its files again") from error
+            raise UserError(f"the tokenizer of {name} cannot be loaded; {remedy}") from error
+        raise UserError(f"the tokenizer of {name} cannot be loaded ({error}); fetch its files again") from error
 
 
 def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> str:
@@ -374,11 +396,12 @@ def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_c
             return Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the chat template {path} cannot be read ({error}); check the path") from error
-    check_source(path)
-    source = _load_tokenizer(path, trust_remote_code=trust_remote_code)
+    check_source(path, "chat_template_path")
+    source = _load_tokenizer(path, "main", trust_remote_code)
     if not source.chat_template:
         raise UserError(f"{path} has no chat template; set chat_template_path to a model that has, or a .jinja file")
-    missing = set(_control_tokens(source).findall(source.chat_template)) - tokenizer.get_vocab().keys()
+    template = source.get_chat_template()
+    missing = set(_control_tokens(source).findall(template)) - tokenizer.get_vocab().keys()
     if missing:  # which would have to be added, and learned
         raise UserError(f"the chat template of {path} needs {min(missing)}, which the tokenizer lacks; use another")
-    return source.chat_template
+    return template

@@ -1,4 +1,4 @@
-"""Finding out early whether something on the hub can be had."""
+"""Finding out early whether something on the hub, or in a folder, can be had; and what an adapter stands on."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def check_reachable(name: str, repo_type: str, variable: str) -> None:
             ) from error
 
 
-def check_source(name: str) -> None:
+def check_source(name: str, variable: str = "MODEL") -> None:
     """Fail early and in one line where a model folder, hub model or adapter cannot be had.
 
     Raises:
@@ -44,12 +44,11 @@ def check_source(name: str) -> None:
     """
     path = Path(name)
     if not path.is_dir():
-        check_reachable(name, "model", "MODEL")
+        check_reachable(name, "model", variable)
     elif not any((path / file).exists() for file in ("config.json", ADAPTER)):
         raise UserError(f"{name} holds no model (no config.json); name a model folder")
-    base = adapter_base(name)
-    if base is not None:
-        check_source(base)
+    for base, _ in lineage(name)[1:2]:
+        check_source(base, variable)
 
 
 def check_weights(name: str) -> None:
@@ -58,11 +57,10 @@ def check_weights(name: str) -> None:
     Raises:
         UserError: there are none, or a file is missing, damaged or cut off.
     """
-    folder = Path(name)
-    if folder.is_dir():
+    for folder in (Path(source) for source, _ in lineage(name) if Path(source).is_dir()):
         files = list(folder.glob("*.safetensors"))
-        if not files and not list(folder.glob("*.bin")):
-            raise UserError(f"{name} holds no weights (no .safetensors file); fetch it again, or name another model")
+        if not files and not list(folder.glob("*model*.bin")):
+            raise UserError(f"{folder} holds no weights (no .safetensors file); fetch it again, or name another model")
         for index in folder.glob("*.safetensors.index.json"):
             files += [folder / file for file in _read_json(index).get("weight_map", {}).values()]
         for path in sorted(set(files)):
@@ -71,31 +69,46 @@ def check_weights(name: str) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, fetch it again") from error
-    base = adapter_base(name)
-    if base is not None:
-        check_weights(base)
 
 
-def adapter_base(name: str) -> str | None:
-    """The model that an adapter was trained on; None if `name` is no adapter.
+def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:
+    """A model with its revision, and if it is an adapter, what it was trained on, down to a model that is none.
 
     A base folder that has moved together with its adapter is found: a folder of the same name beside the adapter's or
     above. It must hold the weights that the adapter's run recorded, if there is a record.
 
     Raises:
-        UserError: the base has moved to where it is not found, or its weights have changed.
+        UserError: a base has moved to where it is not found, or its weights have changed.
     """
-    file = find_adapter_config_file(name)
+    file = find_adapter_config_file(name, revision=revision)
     if file is None:
-        return None
-    base = _read_json(Path(file)).get("base_model_name_or_path")
+        return [(name, revision)]
+    config = _read_json(Path(file))
+    base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(f"the adapter {name} does not say which model it belongs to; name that in its {ADAPTER}")
+    if not Path(base).is_dir():
+        base = _moved_base(name, base) or base
     try:
         check_folder(base, "base model")
     except UserError as error:
-        return _moved_base(name, base, error)
-    return base
+        raise UserError(
+            f"the adapter {name} was trained on {base}, which is not there any more, nor beside it; put that model "
+            f"beside the adapter's folder, or name it as base_model_name_or_path in {ADAPTER}"
+        ) from error
+    return [(name, revision), *lineage(base, config.get("revision") or "main")]
+
+
+def _moved_base(name: str, base: str) -> str | None:
+    manifest = Path(name) / "manifest.json"
+    parents = _read_json(manifest).get("parents", {}) if manifest.exists() else {}
+    recorded = parents.get("model", {}).get("sha256")
+    for parent in list(Path(name).absolute().parents)[:3] if Path(name).is_dir() else ():
+        found = parent / Path(base).name
+        is_model = (found / "config.json").exists() or (found / ADAPTER).exists()
+        if is_model and (recorded is None or recorded == weights_hash(found)):
+            return str(found)
+    return None
 
 
 def _read_json(path: Path) -> dict:
@@ -103,23 +116,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); it is damaged or cut off, fetch it again") from error
-
-
-def _moved_base(name: str, base: str, error: UserError) -> str:
-    manifest = Path(name) / "manifest.json"
-    recorded = json.loads(manifest.read_text())["parents"]["model"]["sha256"] if manifest.exists() else None
-    for parent in list(Path(name).absolute().parents)[:3]:
-        found = parent / Path(base).name
-        is_model = (found / "config.json").exists() or (found / ADAPTER).exists()
-        if is_model and recorded in (None, weights_hash(found)):
-            return str(found)
-    raise UserError(
-        f"the adapter {name} was trained on {base}, which is not there any more, nor beside it; put that model beside "
-        f"the adapter's folder, or name it as base_model_name_or_path in {ADAPTER}"
-    ) from error
-
-
-def whole_model(name: str) -> str:
-    """The model under all adapters: `name` itself if it is none."""
-    base = adapter_base(name)
-    return name if base is None else whole_model(base)

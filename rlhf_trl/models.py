@@ -1,7 +1,7 @@
 """Models as every recipe and the evaluation load them."""
 
-import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import deepspeed
+from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.frames import Frame
-from rlhf_trl.hub import adapter_base, whole_model
+from rlhf_trl.hub import lineage
 
 KINDS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}
 
@@ -42,46 +43,64 @@ def load_options(model: ModelConfig) -> dict:
 
 
 def load(
-    source: str, task_type: str, tokenizer: PreTrainedTokenizerBase, merge: bool = True, **options
+    source: str,
+    task_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    revision: str = "main",
+    merge: bool = True,
+    new_head: bool = False,
+    **options,
 ) -> PreTrainedModel | PeftModel:
     """A model folder, hub model or adapter, with room for all tokens of `tokenizer`.
 
     Args:
         task_type: `CAUSAL_LM`, or `SEQ_CLS` for one score a sequence, read at the last token before the padding.
-        merge: merge an adapter into its model; one under it is merged anyway.
+        merge: merge an adapter into its model; one that another stands on is merged anyway.
+        new_head: let the head of a sequence classifier be new, if there is none.
         options: go to `from_pretrained`.
 
     Raises:
-        UserError: an adapter that would have to be merged into quantized weights, or whose base has moved.
+        UserError: weights are missing, an adapter does not fit its base, which has moved, or is to be quantized.
     """
-    base = adapter_base(source)
-    if base is not None and options.get("quantization_config"):
+    *adapters, (name, base_revision) = lineage(source, revision)
+    if adapters and options.get("quantization_config"):
         raise UserError(
             f"{source} is an adapter, which cannot be merged into quantized weights; merge it yourself and name the "
             "result, or do not quantize"
         )
+    model = _load_whole(name, task_type, new_head or bool(adapters), revision=base_revision, **options)
+    _make_room(model, tokenizer)
+    for adapter, adapter_revision in reversed(adapters):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            try:
+                model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
+            except UserWarning as error:
+                raise UserError(f"the adapter {adapter} does not fit {name}; name the model it was made on") from error
+        if merge or adapter != source:
+            model = model.merge_and_unload().requires_grad_(True)  # peft froze it
+            model.name_or_path = model.config._name_or_path = adapter  # what the next adapter says it stands on
+    return model
+
+
+def _load_whole(name: str, task_type: str, new_head: bool, **options) -> PreTrainedModel:
+    labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
     with suppress_seqcls_warning():
-        if base is None:
-            labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
-            model, read = KINDS[task_type].from_pretrained(source, **labels, **options, output_loading_info=True)
-            heads = model.config.architectures or []
-            if task_type == "CAUSAL_LM" and any("ForSequenceClassification" in name for name in heads):
-                raise UserError(f"{source} holds a reward model, which cannot write; name a language model")
-            body = model.base_model_prefix + "."
-            missing = [name for name in read["missing_keys"] if task_type == "CAUSAL_LM" or name.startswith(body)]
-            if missing:  # which would be random
-                raise UserError(f"{source} lacks the weights {min(missing)}; it is no language model, or damaged")
-        else:
-            model = load(base, task_type, tokenizer, **options | {"revision": "main"})
+        model, read = KINDS[task_type].from_pretrained(name, **labels, **options, output_loading_info=True)
+    heads = model.config.architectures or []
+    if task_type == "CAUSAL_LM" and any("ForSequenceClassification" in head for head in heads):
+        raise UserError(f"{name} holds a reward model, which cannot write; name a language model")
+    body = f"{model.base_model_prefix}."
+    missing = [part for part in read["missing_keys"] if part.startswith(body) or not new_head]
+    if missing:  # which would be random
+        raise UserError(f"{name} lacks the weights {min(missing)}; it is another kind of model, or damaged")
+    return model
+
+
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    if base is not None:
-        model = PeftModel.from_pretrained(model, source)
-        if merge:
-            model = model.merge_and_unload().requires_grad_(True)  # peft froze it
-            # peft writes this name into the config of the next adapter
-            model.name_or_path = model.config._name_or_path = source
-    return model
 
 
 def load_policy(
@@ -101,11 +120,10 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
     penalty, top-p) would make samples come from another distribution than the one whose log-probabilities training
     computes.
     """
-    name = model.model_name_or_path
-    source = (
-        os.path.abspath(name) if Path(name).is_dir() else name
-    )  # for adapters, which name it, to load from anywhere
-    options = load_options(model) | {"revision": model.model_revision}
+    source = model.model_name_or_path
+    if Path(source).is_dir():  # adapters name it, and are loaded from anywhere
+        source = os.path.abspath(source)
+    options = load_options(model) | {"revision": model.model_revision, "new_head": task_type == "SEQ_CLS"}
     return align(load(source, task_type, frame.tokenizer, **options), frame)
 
 
@@ -120,16 +138,12 @@ def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) 
 
 def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedModel | None:
     """A trained policy in whole, if it is an adapter on an adapter, which peft alone could not load; else None."""
-    base = adapter_base(str(folder))
-    if base is None or adapter_base(base) is None:
-        return None
-    return load_merged(folder, "CAUSAL_LM", frame, model)
+    return load_merged(folder, "CAUSAL_LM", frame, model) if len(lineage(str(folder))) > 2 else None
 
 
 def align(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
     """Give a model the pad token, the ends and the vocabulary of the frame that it is to read and write in."""
-    if len(frame.tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(frame.tokenizer))
+    _make_room(model, frame.tokenizer)
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = frame.tokenizer.pad_token_id
         config.eos_token_id = frame.end[-1]
@@ -142,6 +156,8 @@ def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
     peft_config = get_peft_config(model)
     if peft_config is not None:
         peft_config.task_type = task_type
+        if isinstance(peft_config.target_modules, str) and peft_config.target_modules.isidentifier():
+            peft_config.target_modules = {peft_config.target_modules}  # TRL made a regular expression of a list of one
         peft_config.revision = model.model_revision  # of the base, for whoever loads the adapter
     return peft_config
 
@@ -174,23 +190,30 @@ def whole_weights() -> Iterator[None]:
 
 def read_config(model: ModelConfig) -> PreTrainedConfig:
     """The config of the model that a recipe starts from, or of the one under its adapters."""
-    source = whole_model(model.model_name_or_path)
-    revision = model.model_revision if source == model.model_name_or_path else "main"
+    source, revision = lineage(model.model_name_or_path, model.model_revision)[-1]
     return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
 def check_context(model: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:
-    """Refuse prompts and completions that together outgrow the model's positions.
+    """Refuse prompts and completions that together outgrow the positions of the model that a recipe starts from.
 
     Raises:
         UserError: the longest sequence does not fit.
     """
-    config = read_config(model).get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
-    if context and prompt_tokens + completion_tokens > context:
+    check_positions(read_config(model), model.model_name_or_path, prompt_tokens + completion_tokens)
+
+
+def check_positions(config: PreTrainedConfig, source: str, tokens: int) -> None:
+    """Refuse sequences that outgrow a model's positions.
+
+    Raises:
+        UserError: one of so many tokens does not fit.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and tokens > context:
         raise UserError(
-            f"prompts of {prompt_tokens} tokens and completions of {completion_tokens} do not fit the context of "
-            f"{context} tokens of {model.model_name_or_path}; lower max_prompt_tokens or the completion length"
+            f"prompts and completions of together {tokens} tokens do not fit the context of {context} tokens of "
+            f"{source}; lower max_prompt_tokens or the completion length"
         )
 
 
@@ -213,20 +236,12 @@ def check_architecture(model: ModelConfig) -> None:
         try:
             get_peft_model(empty, lora(model, "CAUSAL_LM"))
         except ValueError as error:
-            linear = {name.rpartition(".")[2] for name, part in empty.named_modules() if hasattr(part, "weight")}
+            kinds = (torch.nn.Linear, Conv1D)
+            linear = {name.rpartition(".")[2] for name, part in empty.named_modules() if isinstance(part, kinds)}
             raise UserError(
                 f"LoRA does not fit {model.model_name_or_path} ({error}); set lora_target_modules to some of "
                 f"{', '.join(sorted(linear))}, or to all-linear"
             ) from error
-
-
-def is_reward_model(folder: str) -> bool:
-    """Whether a folder holds a reward model of ours: one label and the scale of its scores."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return "reward_std" in config and any("SequenceClassification" in name for name in config["architectures"])
 
 
 def device() -> torch.device:

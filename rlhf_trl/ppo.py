@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-from trl.experimental.ppo.ppo_trainer import OnlineTrainerState, get_reward
+from trl.experimental.ppo.ppo_trainer import OnlineTrainerState, first_true_indices, get_reward
 
 from rlhf_trl.batching import seeded_order
 from rlhf_trl.errors import UserError
@@ -83,9 +83,10 @@ class CorrectedPPOTrainer(PPOTrainer):
         """TRL's reads what was sampled and nothing else, which is right for the value model."""
         if model is not self.reward.model:
             return get_reward(model, ids, pad_token_id, context_length)
-        parts = [[row[row != pad_token_id].tolist() for row in part] for part in ids.tensor_split([context_length], 1)]
-        self.finished += sum(map(self.frame.finished, parts[1]))
-        return None, self.reward(*parts).to(ids.device), None
+        prompts = [row[first_true_indices(row != pad_token_id) :].tolist() for row in ids[:, :context_length]]
+        responses = [row[: first_true_indices(row == pad_token_id)].tolist() for row in ids[:, context_length:]]
+        self.finished += sum(map(self.frame.finished, responses))
+        return None, self.reward(prompts, responses).to(ids.device), None
 
     def _step_once_per_mini_batch(self) -> None:
         """TRL accumulates over the whole batch, so `num_mini_batches` would add no optimizer steps; and it

@@ -4,27 +4,26 @@ What reaches the model for a (prompt, completion, finished?) triple are the ids 
 exactly when the completion finished. Reward training, PPO, GRPO and the evaluation all give it the same.
 """
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset
 from rlhf_trl.errors import UserError, check_folder, work
-from rlhf_trl.frames import Frame, load_frame, set_pad
-from rlhf_trl.hub import check_source, check_weights
-from rlhf_trl.models import align, device, is_reward_model, load, whole_weights
+from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
+from rlhf_trl.hub import check_source, check_weights, lineage
+from rlhf_trl.models import align, device, load, whole_weights
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
 SCALE_ROWS, FEWEST_SCALE_ROWS = 256, 16
+LONGEST = 4096  # tokens that a model is given whose config names no limit
 
 
 class StandardisedHead(nn.Module):
@@ -76,24 +75,37 @@ def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
         check_folder(source, "reward model")
     except UserError as error:
         raise UserError(f"{error}, with 'make reward'") from error
-    check_source(source)
-    file = find_adapter_config_file(source)
-    if file is not None:
-        if json.loads(Path(file).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
+    check_source(source, "reward_model")
+    check_weights(source)
+    if len(lineage(source)) > 1:
+        if PeftConfig.from_pretrained(source).task_type != "SEQ_CLS":
             raise UserError(f"{source} holds no reward model but an adapter of another kind; name another")
-        check_weights(source)
         return
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"{source} holds no reward model (no sequence classifier); make one with 'make reward'")
     if config.num_labels != 1:
         raise UserError(f"{source} gives {config.num_labels} labels; a reward model gives one score")
-    check_weights(source)
+
+
+def recorded_scale(source: str, trust_remote_code: bool = False) -> tuple[float, float] | None:
+    """Mean and sd of the raw scores, as our recipe has left them in a model's config; None if it is not ours.
+
+    Raises:
+        UserError: they are no scale.
+    """
+    if len(lineage(source)) > 1:
+        return None
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not hasattr(config, "reward_std"):
+        return None
+    return _checked(config.reward_mean, config.reward_std, source)
 
 
 def reward_frame(source: str, trust_remote_code: bool = False) -> Frame:
     """The frame that a reward model reads in. One that is not ours reads all that its template writes."""
-    return load_frame(source, whole=not is_reward_model(source), trust_remote_code=trust_remote_code)
+    ours = recorded_scale(source, trust_remote_code) is not None
+    return load_frame(source, whole=not ours, trust_remote_code=trust_remote_code)
 
 
 def check_fit(frame: Frame, other: Frame, source: str) -> None:
@@ -110,12 +122,26 @@ def check_fit(frame: Frame, other: Frame, source: str) -> None:
         )
 
 
+def check_scale(source: str, data: DataConfig, seed: int, trust_remote_code: bool = False) -> None:
+    """Find out, without loading it, whether a reward model has a scale or there are pairs to measure it on.
+
+    Raises:
+        UserError: no reward model, or neither.
+    """
+    check_reward_model(source, trust_remote_code)
+    if recorded_scale(source, trust_remote_code) is None:
+        whole, revision = lineage(source)[-1]
+        config = AutoConfig.from_pretrained(whole, revision=revision, trust_remote_code=trust_remote_code)
+        load_foreign_pairs(config, data, reward_frame(source, trust_remote_code), seed)
+
+
 def load_reward_model(
     source: str, data: DataConfig, seed: int, frame: Frame | None = None, **load_options
 ) -> tuple[PreTrainedModel, Frame]:
     """A reward model in eval mode that gives standardised scores, and the frame that it reads in.
 
-    The scale of a model that is not ours is measured first, on the validation split of `data`.
+    The scale of a model that is not ours is measured first, on pairs of the validation split of `data` that are no
+    longer than it can read, so that all that use it find the same.
 
     Args:
         frame: the policy's, which the reward model's must fit.
@@ -127,17 +153,17 @@ def load_reward_model(
     options = {"dtype": "float32", "trust_remote_code": False} | load_options
     check_reward_model(source, options["trust_remote_code"])
     own = reward_frame(source, options["trust_remote_code"])
-    if frame is None:
-        set_pad(own, source, None)
-    else:
+    if frame is not None:
         check_fit(frame, own, source)
+    elif own.tokenizer.pad_token_id is None or own.tokenizer.pad_token_id in own.ends:
+        set_pad(own, source, PAD)
     model = align(load_raw(source, own, **options), frame or own)
     if not hasattr(model, "score"):
         raise UserError(f"the reward model {source} has no linear head of the name score; name another reward model")
-    mean, std = getattr(model.config, "reward_mean", None), getattr(model.config, "reward_std", None)
-    if std is None:
-        mean, std = measure_scale(model.to(device()), load_scale_pairs(data, own, seed))
-    model.score = StandardisedHead(model.score, mean, std)
+    scale = recorded_scale(source, options["trust_remote_code"])
+    if scale is None:
+        scale = measure_scale(model.to(device()), load_foreign_pairs(model.config, data, own, seed))
+    model.score = StandardisedHead(model.score, *scale)
     return model, own
 
 
@@ -158,8 +184,9 @@ def load_raw(source: str, frame: Frame, **load_options) -> PreTrainedModel:
 
 def reward_std(source: str, data: DataConfig, seed: int, **load_options) -> float:
     """The standard deviation of a reward model's scores: what our recipe recorded, or measured as above."""
-    if is_reward_model(source):
-        return json.loads((Path(source) / "config.json").read_text())["reward_std"]
+    scale = recorded_scale(source, load_options.get("trust_remote_code", False))
+    if scale is not None:
+        return scale[1]
     return load_reward_model(source, data, seed, **load_options)[0].score.std
 
 
@@ -178,6 +205,12 @@ def load_scale_pairs(data: DataConfig, frame: Frame, seed: int) -> Dataset:
     return pairs
 
 
+def load_foreign_pairs(config: PreTrainedConfig, data: DataConfig, frame: Frame, seed: int) -> Dataset:
+    """The same for a reward model that is not ours, with limits of its own, so that all that use it find one scale."""
+    half = (getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST) // 2
+    return load_scale_pairs(replace(data, max_prompt_tokens=half, max_completion_tokens=half), frame, seed)
+
+
 def measure_scale(model: PreTrainedModel, pairs: Dataset, batch_size: int = 16) -> tuple[float, float]:
     """Mean and standard deviation of a reward model's scores of the chosen replies.
 
@@ -186,11 +219,14 @@ def measure_scale(model: PreTrainedModel, pairs: Dataset, batch_size: int = 16) 
     """
     chosen = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs["chosen_ids"], strict=True)]
     scores = score(model, chosen, batch_size, progress="Scale of the scores")
-    mean, std = scores.mean().item(), scores.std().item()
+    return _checked(scores.mean().item(), scores.std().item(), model.name_or_path)
+
+
+def _checked(mean: float, std: float, source: str) -> tuple[float, float]:
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise UserError(
-            f"the reward model's scores of {len(chosen)} held-out replies have mean {mean:g} and sd {std:g}, so they "
-            "cannot be a reward; train it with a lower learning rate, or name another"
+            f"the scores of the reward model {source} on held-out replies have mean {mean:g} and sd {std:g}, so they "
+            "cannot be a reward; train it again with a lower learning rate and --fresh, or name another"
         )
     return mean, std
 

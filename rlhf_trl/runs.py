@@ -107,7 +107,7 @@ class Run:
         if error is None:
             return
         if self.recorder.began:
-            error.add_note(f"while {self.folder.name} was training")  # so that no user is told to mend it
+            error.in_training = True  # no user is told to mend it
         elif self.is_main and not self.recorder.path.exists():  # nor was anything trained before
             shutil.rmtree(self.staging)
             Path(self.lock.name).unlink()
@@ -124,11 +124,13 @@ class Run:
         self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.recorder.record()["optimizer_steps"]:
-            self.recorder.path.unlink()
+            PartialState().wait_for_everyone()
+            self.recorder.path.unlink(missing_ok=True)
             self.recorder.began = False
             raise UserError(f"{self.folder.name}: nothing was trained, no step was taken; use more data or more steps")
         trainer.save_model()
-        self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
+        if self.is_main:
+            self.frame.generation_config().save_pretrained(self.staging)  # which an adapter would not have
         trainer.create_model_card(model_name=self.folder.name)
         record = self.recorder.record() | {"step": trainer.state.global_step}
         PartialState().wait_for_everyone()
@@ -323,7 +325,7 @@ def check_splits(splits: dict[str, float], parents: dict[str, str]) -> None:
     """
     for name, path in parents.items():
         manifest = Path(path) / "manifest.json"
-        others = _read(manifest)["data"].get("splits") if manifest.exists() else splits
+        others = _read(manifest).get("data", {}).get("splits") if manifest.exists() else splits
         if others != splits:
             raise UserError(f"the {name} {path} was trained with splits {others}, not {splits}; set them alike")
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
 from rlhf_trl.frames import REPLY, load_frame, messages
-from rlhf_trl.hub import adapter_base
+from rlhf_trl.hub import lineage
 from rlhf_trl.models import load_policy
 from rlhf_trl.rewards import Reward, load_reward_model
 from tests.conftest import settings
@@ -166,7 +166,7 @@ def test_recipes_take_a_reward_model_that_is_not_ours(recipe, foreign, run, worl
     code, _, error = run(recipe, "--config", path)
     assert code == 0, error
     assert "reward_std" not in json.loads((foreign / "reward/config.json").read_text())
-    assert adapter_base(str(tmp_path / recipe)) is None
+    assert lineage(str(tmp_path / recipe)) == [(str(tmp_path / recipe), "main")]
 
 
 @pytest.mark.parametrize("recipe", ["ppo", "grpo"])
