@@ -62,7 +62,9 @@ def rollouts(gemma, monkeypatch):
     replies = [[50, turn, 51, 52, eos, 53], [50, 51, eos, turn, 52, 53], [50, 51, 52, 53, 54, eos], [50] * 6]
     lengths, seen = [2, 3, 6, 6], SimpleNamespace(sampled=[], finished=[], scored=[], scores=[], rewards=[])
 
-    def generate(model, input_ids, attention_mask, return_dict_in_generate=False, **_):
+    def generate(model, input_ids, attention_mask, generation_config, return_dict_in_generate=False, **_):
+        stops = generation_config.eos_token_id or model.generation_config.eos_token_id
+        assert set(stops) == frame.ends
         given = [i % len(replies) for i in range(len(input_ids))]
         for i, ids, mask in zip(given, input_ids, attention_mask.bool(), strict=True):
             seen.sampled.append((ids[mask].tolist(), replies[i][: lengths[i]]))
