@@ -18,7 +18,6 @@ from datasets import Dataset
 from scipy.special import expit
 from scipy.stats import pearsonr, rankdata
 from statsmodels.regression.linear_model import OLS
-from transformers import PreTrainedModel
 
 from eval import figures, stats
 from eval.config import EvalConfig, JudgeConfig, PadConfig
@@ -26,7 +25,6 @@ from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from rlhf_trl.config import DataConfig
 from rlhf_trl.data import build_dataset, fingerprint, load_split
-from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions

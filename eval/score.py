@@ -33,8 +33,8 @@ from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
-from rlhf_trl.files import weights_hash
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, RowError, load_frame
 from rlhf_trl.models import check_positions, device, load_policy
 from rlhf_trl.rewards import check_scale, load_reward_model, score
@@ -114,7 +114,9 @@ def add_proxy(
                 for row in rows
             ]
         except RowError as error:
-            raise UserError(f"the reward model {source} cannot read a reply of {name} ({error}); name another") from error
+            raise UserError(
+                f"the reward model {source} cannot read a reply of {name} ({error}); name another"
+            ) from error
         check_positions(model.config, source, max(map(len, sequences)))
         scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
         for row, value in zip(rows, shared_out(sequences, scores), strict=True):

@@ -27,7 +27,9 @@ class CorrectedGRPOTrainer(GRPOTrainer):
         ends = {"stop_token_ids" if args.use_vllm else "eos_token_id": sorted(frame.ends)}
         given = args.generation_kwargs or {}
         if given.keys() & ends:
-            raise UserError(f"generation_kwargs: {min(ends)} has no place here; a reply ends where SFT's model ends one")
+            raise UserError(
+                f"generation_kwargs: {min(ends)} has no place here; a reply ends where SFT's model ends one"
+            )
         args.generation_kwargs = given | ends
         super().__init__(args=args, reward_funcs=score, processing_class=frame.tokenizer, **options)
         self._tokenizer = _ManyEnds(frame)

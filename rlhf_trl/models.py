@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -86,7 +86,7 @@ def load(
 
 def _load_whole(name: str, task_type: str, new_head: bool, **options) -> PreTrainedModel:
     labels = {"num_labels": 1} if task_type == "SEQ_CLS" else {}
-    with suppress_seqcls_warning():
+    with suppress_seqcls_warning() if new_head else nullcontext():
         model, read = KINDS[task_type].from_pretrained(name, **labels, **options, output_loading_info=True)
     heads = model.config.architectures or []
     if task_type == "CAUSAL_LM" and any("ForSequenceClassification" in head for head in heads):

@@ -76,16 +76,16 @@ def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
     except UserError as error:
         raise UserError(f"{error}, with 'make reward'") from error
     check_source(source, "reward_model")
-    check_weights(source)
     if len(lineage(source)) > 1:
         if PeftConfig.from_pretrained(source).task_type != "SEQ_CLS":
             raise UserError(f"{source} holds no reward model but an adapter of another kind; name another")
-        return
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if not any("ForSequenceClassification" in name for name in config.architectures or []):
-        raise UserError(f"{source} holds no reward model (no sequence classifier); make one with 'make reward'")
-    if config.num_labels != 1:
-        raise UserError(f"{source} gives {config.num_labels} labels; a reward model gives one score")
+    else:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if not any("ForSequenceClassification" in name for name in config.architectures or []):
+            raise UserError(f"{source} holds no reward model (no sequence classifier); make one with 'make reward'")
+        if config.num_labels != 1:
+            raise UserError(f"{source} gives {config.num_labels} labels; a reward model gives one score")
+    check_weights(source)
 
 
 def recorded_scale(source: str, trust_remote_code: bool = False) -> tuple[float, float] | None:

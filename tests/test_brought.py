@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from eval.files import read_jsonl
@@ -227,3 +228,50 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(own_code, run, world, t
     path = settings(tmp_path, "sft", world, model_name_or_path=str(own_code))
     code, _, error = run("sft", "--config", path)
     assert code == 2 and "trust_remote_code" in error.splitlines()[-1]
+
+
+def test_a_reward_model_without_its_head_is_refused(foreign, run, world, tmp_path):
+    """Its scores would be random, and a scale of them would be measured."""
+    folder = shutil.copytree(foreign / "reward", tmp_path / "headless")
+    weights = {name: part for name, part in load_file(folder / "model.safetensors").items() if name != "score.weight"}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    code, _, error = run("reward-model", "--config", settings(tmp_path, "eval", world, reward_model=str(folder)))
+    assert code == 2 and "lacks the weights score.weight" in error.splitlines()[-1]
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, run, world, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    parts = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name.replace("layers", "blocks"): part for name, part in parts.items()}, folder / "adapter_model.safetensors"
+    )
+    code, _, error = run("sft", "--config", settings(tmp_path, "sft", world, model_name_or_path=str(folder)))
+    assert code == 2 and "does not fit" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("std", [float("nan"), 0.0])
+def test_a_recorded_scale_that_is_none_is_refused(std, foreign, run, world, tmp_path):
+    folder = shutil.copytree(foreign / "reward", tmp_path / "reward")
+    config = json.loads((folder / "config.json").read_text()) | {"reward_mean": 0.0, "reward_std": std}
+    (folder / "config.json").write_text(json.dumps(config))
+    changes = {"model_name_or_path": str(foreign / "policy"), "kl_strength": 0.3, "beta": None, "max_prompt_tokens": 96}
+    path = settings(tmp_path, "dpo", world, **changes, reward_model_path=str(folder))
+    code, _, error = run("dpo", "--config", path)
+    assert code == 2 and "cannot be a reward" in error.splitlines()[-1]
+
+
+def test_an_adapter_is_put_on_the_revision_that_it_was_trained_on(adapter, monkeypatch):
+    """As its config says, and not on what the hub has now."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    base = config["base_model_name_or_path"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"revision": "old"}))
+    assert lineage(str(adapter), "new") == [(str(adapter), "new"), (base, "old")]
+    asked, load = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda name, revision, **options: asked.append(revision) or load(name, **options),
+    )
+    load_policy(str(adapter), load_frame(str(adapter)).tokenizer, "float32")
+    assert asked == ["old"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))

@@ -16,7 +16,7 @@ from eval import kl
 from eval.files import read_jsonl
 from rlhf_trl import data
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import TODAY, Frame
+from rlhf_trl.frames import TODAY, Frame, set_pad
 from tests import zoo
 from tests.conftest import settings
 
@@ -240,3 +240,30 @@ def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     for name in ("sft", "ppo", "greedy/dpo", "best_of"):
         finished = [row["finished"] for row in read_jsonl(tmp_path / f"samples/{name}.jsonl")]
         assert sum(finished) == len(finished) * 42 / 64
+
+
+def test_text_that_the_tokenizer_reads_as_pad_is_no_text():
+    """An added pad, and a character that is unknown where that token pads."""
+    tokenizer = zoo.byte_bpe(TEXTS, ["<eos>", "<unk>"], eos_token="<eos>")
+    frame = set_pad(Frame(tokenizer), "model", "<|pad|>")
+    row = {"prompt": DIALOGUE, "chosen": " Four.", "rejected": " What is <|pad|>?"}
+    assert frame.row(row)["dropped"] == "special token in the text"
+    tokenizer = zoo.sentencepiece_like(TEXTS, ["<eos>"], "legacy", eos_token="<eos>")
+    frame = set_pad(Frame(tokenizer), "model", "<unk>")
+    assert not frame.row({**row, "rejected": " Five."})["dropped"]
+    assert frame.row({**row, "rejected": " <unk>"})["dropped"] == "special token in the text"
+
+
+def test_of_several_templates_the_default_is_read(tmp_path):
+    tokenizer = with_template(TEMPLATES[0].read_text())
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    tokenizer.save_pretrained(tmp_path)
+    assert Frame(AutoTokenizer.from_pretrained(tmp_path)).end == Frame(with_template(TEMPLATES[0].read_text())).end
+
+
+def test_frames_that_take_no_example_are_not_alike():
+    frames = [Frame(with_template(path.read_text())) for path in TEMPLATES[:1] * 2]
+    assert frames[0].differs_from(frames[1]) is None
+    for frame in frames:
+        frame.tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert frames[0].differs_from(frames[1]) == "frame"
