@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.utils import pad
 
@@ -145,7 +146,10 @@ def _base(config: EvalConfig) -> str | None:
     manifest = Path(config.output_dir) / name / "manifest.json"
     if config.base or folder or not manifest.exists():
         return config.base
-    return json.loads(manifest.read_text())["parents"]["model"]["path"]
+    base = json.loads(manifest.read_text())["parents"]["model"]
+    if base.get("revision") in (None, "main"):
+        return base["path"]
+    return snapshot_download(base["path"], revision=base["revision"], local_files_only=True)
 
 
 @torch.no_grad()

@@ -195,6 +195,7 @@ class Run:
             "settings": settings,
             "resumed_at": [],  # steps
         }
+        now["parents"]["model"]["revision"] = settings["model_revision"]
         trained = (self.staging / TRAINED).exists()
         if fresh or not (self._checkpoint() or trained):
             if self.staging.exists():  # renamed first, so that half of it cannot be gone on from
