@@ -28,7 +28,7 @@ from rlhf_trl.data import build_dataset, fingerprint, load_split
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions
-from rlhf_trl.models import check_positions, device
+from rlhf_trl.models import device
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 
 # Thresholds of the patterns of the error analysis
@@ -49,7 +49,6 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: P
     scores = {}
     for side in ("chosen", "rejected"):
         sequences = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)]
-        check_positions(model.config, source, max(map(len, sequences)))
         scores[side] = score(model, sequences, config.batch_size, f"Scoring {side}").double().numpy()
         scores[side] -= getattr(model.config, "reward_mean", 0.0)
     tokens = {side: np.array([len(ids) for ids in pairs[f"{side}_ids"]]) for side in scores}

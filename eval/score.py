@@ -36,7 +36,7 @@ from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, RowError, load_frame
-from rlhf_trl.models import check_positions, device, load_policy
+from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
@@ -117,7 +117,6 @@ def add_proxy(
             raise UserError(
                 f"the reward model {source} cannot read a reply of {name} ({error}); name another"
             ) from error
-        check_positions(model.config, source, max(map(len, sequences)))
         scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
         for row, value in zip(rows, shared_out(sequences, scores), strict=True):
             row["proxy"] = value.item()

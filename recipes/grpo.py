@@ -26,7 +26,7 @@ def main() -> None:
     check_batches(args, len(prompts))
     source, options = reward_config.reward_model_path, load_options(model_config)
     reward_model, read_as = load_reward_model(source, data_config, args.seed, frame, **options)
-    check_positions(reward_model.config, source, data_config.max_prompt_tokens + args.max_completion_length)
+    check_positions(reward_model.config, source, data_config.max_prompt_tokens, args.max_completion_length)
     reward_model.to(device())
 
     # Build

@@ -29,8 +29,8 @@ def main() -> None:
     check_batches(args, len(prompts))
     options = load_options(model_config)
     reward_model, read_as = load_reward_model(args.reward_model_path, data_config, args.seed, frame, **options)
-    longest = data_config.max_prompt_tokens + args.response_length
-    check_positions(reward_model.config, args.reward_model_path, longest)
+    longest = data_config.max_prompt_tokens, args.response_length
+    check_positions(reward_model.config, args.reward_model_path, *longest)
 
     # Build: with LoRA the reference is the policy with its adapter off, and the value model an adapter on the reward
     # model; else both are copies

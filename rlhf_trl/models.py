@@ -1,5 +1,6 @@
 """Models as every recipe and the evaluation load them."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -200,21 +201,21 @@ def check_context(model: ModelConfig, prompt_tokens: int, completion_tokens: int
     Raises:
         UserError: the longest sequence does not fit.
     """
-    check_positions(read_config(model), model.model_name_or_path, prompt_tokens + completion_tokens)
+    check_positions(read_config(model), model.model_name_or_path, prompt_tokens, completion_tokens)
 
 
-def check_positions(config: PreTrainedConfig, source: str, tokens: int) -> None:
-    """Refuse sequences that outgrow a model's positions.
-
-    Raises:
-        UserError: one of so many tokens does not fit.
-    """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context and tokens > context:
+def check_positions(config: PreTrainedConfig, source: str, prompt_tokens: int, completion_tokens: int) -> None:
+    """The same for any model, by its config."""
+    if prompt_tokens + completion_tokens > positions(config):
         raise UserError(
-            f"prompts and completions of together {tokens} tokens do not fit the context of {context} tokens of "
-            f"{source}; lower max_prompt_tokens or the completion length"
+            f"prompts of {prompt_tokens} tokens and completions of {completion_tokens} do not fit the context of "
+            f"{positions(config)} tokens of {source}; lower max_prompt_tokens or the completion length"
         )
+
+
+def positions(config: PreTrainedConfig) -> float:
+    """Tokens that a model can read; infinite where its config names no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def check_architecture(model: ModelConfig) -> None:

@@ -19,11 +19,11 @@ from rlhf_trl.data import build_dataset
 from rlhf_trl.errors import UserError, check_folder, work
 from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
 from rlhf_trl.hub import check_source, check_weights, lineage
-from rlhf_trl.models import align, device, load, whole_weights
+from rlhf_trl.models import align, device, load, positions, whole_weights
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
 SCALE_ROWS, FEWEST_SCALE_ROWS = 256, 16
-LONGEST = 4096  # tokens that a model is given whose config names no limit
+LONGEST = 4096  # tokens of the pairs that the scale of a reward model that is not ours is measured on
 
 
 class StandardisedHead(nn.Module):
@@ -207,7 +207,7 @@ def load_scale_pairs(data: DataConfig, frame: Frame, seed: int) -> Dataset:
 
 def load_foreign_pairs(config: PreTrainedConfig, data: DataConfig, frame: Frame, seed: int) -> Dataset:
     """The same for a reward model that is not ours, with limits of its own, so that all that use it find one scale."""
-    half = (getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST) // 2
+    half = int(min(positions(config), LONGEST)) // 2
     return load_scale_pairs(replace(data, max_prompt_tokens=half, max_completion_tokens=half), frame, seed)
 
 
@@ -237,6 +237,12 @@ def score(
     model: PreTrainedModel, sequences: list[list[int]], batch_size: int = 16, progress: str | None = None
 ) -> torch.Tensor:
     """Scores of token id sequences, float32 of shape (len(sequences),), in batches of like length."""
+    longest = max(map(len, sequences), default=0)
+    if longest > positions(model.config):
+        raise UserError(
+            f"a prompt and its reply of {longest} tokens do not fit the context of {positions(model.config)} tokens of "
+            f"{model.name_or_path}; lower max_prompt_tokens or the completion length"
+        )
     scores = torch.empty(len(sequences))
     for batch in batches([len(ids) for ids in sequences], batch_size, progress, model.device):
         tensors = [torch.tensor(sequences[i]) for i in batch]
