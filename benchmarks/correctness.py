@@ -27,7 +27,7 @@ import transformers
 from datasets import Dataset
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -185,7 +185,7 @@ class TrueReward(torch.nn.Module):
 
     base_model_prefix = "backbone"
     device = torch.device("cpu")
-    config = SimpleNamespace(pad_token_id=0)  # of sequences of one length, which need no padding
+    config = PreTrainedConfig(pad_token_id=0)  # of sequences of one length, which need no padding
 
     def __init__(self, bandit: Bandit) -> None:
         super().__init__()
