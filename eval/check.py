@@ -39,7 +39,7 @@ from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import Estimate, estimate
 from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
-from rlhf_trl.rewards import check_fit, check_reward_model, load_scale_pairs, reward_frame
+from rlhf_trl.rewards import check_fit, check_scale, load_scale_pairs, reward_frame
 
 # What each recipe reads, first of all what it trains on
 SPLITS = {"sft": ["sft"], "reward": ["reward", "validation"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
@@ -164,7 +164,8 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             step.frame = start_frame(model, SimpleNamespace(**step.token_options))
     with findings.of(step.name):
         if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):
-            check_reward_model(reward_model, model.trust_remote_code)
+            with redirect_stdout(io.StringIO()):
+                check_scale(reward_model, step.data, step.args.seed, model.trust_remote_code)
             if step.frame:
                 check_fit(step.frame, reward_frame(reward_model, model.trust_remote_code), reward_model)
     with findings.of(step.name):

@@ -62,7 +62,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
     for source in filter(None, models):
         check_source(source)
         check_weights(source)
-    frame = _frame(models[0], config.trust_remote_code)
+    frame = frame_of(models[0], config.trust_remote_code)
     prompts = build_dataset(data_config, "eval", frame, config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
@@ -181,7 +181,7 @@ def sample(
 
 def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: EvalConfig) -> None:
     """Write the files of one model, which is loaded once for all of them."""
-    frame = _frame(tokenizer_source, config.trust_remote_code)
+    frame = frame_of(tokenizer_source, config.trust_remote_code)
     model = load_policy(source, frame.tokenizer, config.dtype, config.trust_remote_code).to(device())
     for job in todo:
         _run(job, model, frame, folder / f"{job.path}.jsonl", config)
@@ -235,7 +235,7 @@ def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: Eva
 
 def _key(job: Job, config: EvalConfig) -> str:
     weights = [_weights(name) or [name, revision] for name, revision in lineage(job.model)]
-    frame = _frame(job.tokenizer, config.trust_remote_code)
+    frame = frame_of(job.tokenizer, config.trust_remote_code)
     read = (frame.tokenizer.chat_template, len(frame.tokenizer), sorted(frame.ends))
     drawn = (job.prompts, job.temperature, job.replies, config.max_new_tokens)
     settings = (*drawn, *read, weights, config.batch_size, config.dtype, config.seed)
@@ -243,7 +243,8 @@ def _key(job: Job, config: EvalConfig) -> str:
 
 
 @functools.cache
-def _frame(source: str, trust_remote_code: bool) -> Frame:
+def frame_of(source: str, trust_remote_code: bool) -> Frame:
+    """The frame of a policy, found once in a command."""
     return load_frame(source, trust_remote_code=trust_remote_code)
 
 

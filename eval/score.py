@@ -31,11 +31,12 @@ from eval import kl, samples
 from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, replaced, write_json, write_jsonl
 from eval.probes import load_probes, passes
+from eval.samples import frame_of
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import Frame, RowError, load_frame
+from rlhf_trl.frames import Frame, RowError
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
@@ -106,13 +107,9 @@ def add_proxy(
     model, frame = load_reward_model(source, data_config, config.seed, **options)
     model.to(device())
     for name, rows in files.items():
-        same = _frame(sampled[name]["tokenizer"], trust).differs_from(frame) is None
+        same = frame_of(sampled[name]["tokenizer"], trust).differs_from(frame) is None
         try:
-            sequences = [
-                frame.prompt_ids(frame.prompt(row["dialogue"]))
-                + (row["completion_ids"] + frame.rest * row["finished"] if same else completion_ids(row, frame))
-                for row in rows
-            ]
+            sequences = [ids_to_score(row, frame, same) for row in rows]
         except RowError as error:
             raise UserError(
                 f"the reward model {source} cannot read a reply of {name} ({error}); name another"
@@ -133,11 +130,11 @@ def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalC
     1, as only the reference itself is sampled at another one), from one model after the other.
     """
     folder, trust = next(iter(config.folders.values())), config.trust_remote_code
-    frame = _frame(folder, trust)
+    frame = frame_of(folder, trust)
     by_model = defaultdict(list)
     for name, rows in files.items():
         asked = name != "best_of" and not name.startswith(("greedy/", "probes/"))
-        asked = asked and _frame(sampled[name]["tokenizer"], trust).differs_from(frame) is None
+        asked = asked and frame_of(sampled[name]["tokenizer"], trust).differs_from(frame) is None
         for row in rows:
             row["kl"] = 0.0 if asked else None
         if asked:
@@ -202,12 +199,15 @@ def shared_out(items: list, compute: Callable[[list], Sequence]) -> list:
     return values
 
 
-@functools.cache
-def _frame(source: str, trust_remote_code: bool) -> Frame:
-    return load_frame(source, trust_remote_code=trust_remote_code)
+def ids_to_score(row: dict, frame: Frame, same: bool) -> list[int]:
+    """What a reward model of that frame reads of a sampled reply: the policy's own ids if it reads the `same`; else its
+    text, as the reward model's training had it: HH's replies begin with a space.
 
-
-def completion_ids(row: dict, frame: Frame) -> list[int]:
-    """A reply in another vocabulary, as the reward model's training had it: HH's replies begin with a space."""
-    text = frame.reply(" " + row["completion"].strip())
-    return frame.reply_ids(frame.prompt(row["dialogue"]), text, row["finished"])[0]
+    Raises:
+        RowError: its template does not take the dialogue.
+    """
+    if same:
+        return frame.prompt_ids(row["prompt"]) + row["completion_ids"] + frame.rest * row["finished"]
+    prompt = frame.prompt(row["dialogue"])
+    reply = frame.reply(" " + row["completion"].strip())
+    return frame.prompt_ids(prompt) + frame.reply_ids(prompt, reply, row["finished"])[0]

@@ -124,7 +124,7 @@ def _cache_key(config: DataConfig, name: str, frame: Frame) -> str:
     contents = [(*origin, file_hash(path)) for *origin, path in files]
     code = file_hash(Path(__file__)), file_hash(Path(frames.__file__)), version("transformers"), version("tokenizers")
     limits = config.data_dir, config.splits, config.max_prompt_tokens, config.max_completion_tokens
-    return Hasher.hash((code, contents, name, limits, frame.tokenizer, frame.rest))
+    return Hasher.hash((code, contents, name, limits, frame.tokenizer, frame.rest, sorted(frame.ends)))
 
 
 def _tokenize_split(config: DataConfig, name: str, frame: Frame, folder: Path) -> None:

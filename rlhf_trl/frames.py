@@ -2,7 +2,7 @@
 
 A row reaches a model as prompt ids + reply ids + what ends a reply. All three follow from what the tokenizer's own chat
 template writes around a finished assistant turn; without a template the dialogue is HH's plain text, and eos ends a
-reply. Sampled ids are never decoded and tokenized again.
+reply. Sampled ids are not decoded and tokenized again, but for the score of a reward model that reads other ids.
 """
 
 import re

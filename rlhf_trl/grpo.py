@@ -68,8 +68,6 @@ class _AnyOf:
             return torch.isin(other, torch.tensor(sorted(self.ids), device=other.device))
         return other in self.ids
 
-    __hash__ = None
-
 
 class _OrderedRepeatSampler(RepeatSampler):
     """What TRL's sampler repeats, in the order of another one; those left over are others in every epoch."""

@@ -8,12 +8,13 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import ModelConfig
 
 from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
 from rlhf_trl.frames import REPLY, load_frame, messages
 from rlhf_trl.hub import lineage
-from rlhf_trl.models import load_policy
+from rlhf_trl.models import load_policy, lora
 from rlhf_trl.rewards import Reward, load_reward_model
 from tests.conftest import settings
 
@@ -90,6 +91,14 @@ def test_a_base_that_is_gone_or_changed_is_named(changed, adapter, run, world, t
     code, _, error = run("sft", "--config", path)
     assert code == 2 and "was trained on /somewhere/else/model, which is not there any more" in error
     assert not (tmp_path / "runs/sft.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(["q_proj"], {"q_proj"}), (["all-linear"], "all-linear"), ([".*_proj"], ".*_proj")]
+)
+def test_one_layer_of_lora_is_a_name_and_not_an_expression(given, meant):
+    """TRL makes a list of one a string, and peft matches that with the whole path."""
+    assert lora(ModelConfig(use_peft=True, lora_target_modules=given), "CAUSAL_LM").target_modules == meant
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from eval.config import EvalConfig
 from eval.files import read_jsonl
 from eval.probes import load_probes, passes
 from eval.samples import sample
-from eval.score import completion_ids, refuses
+from eval.score import ids_to_score, refuses
 from rlhf_trl import demo
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import load_frame
@@ -130,11 +130,12 @@ def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
 def test_a_reply_in_another_vocabulary_reads_as_the_reward_model_was_trained(world, base):
     frame = load_frame(str(world / base))
     pair = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello there.", "rejected": " No."}
-    trained_on = frame.row(pair)["chosen_ids"]
+    row = frame.row(pair)
+    trained_on = row["prompt_ids"] + row["chosen_ids"]
     for text in ("Hello there.", " Hello there."):
         reply = {"dialogue": pair["prompt"], "completion": text}
-        assert completion_ids(reply | {"finished": True}, frame) == trained_on
-        assert completion_ids(reply | {"finished": False}, frame) == trained_on[:-1]
+        assert ids_to_score(reply | {"finished": True}, frame, same=False) == trained_on
+        assert ids_to_score(reply | {"finished": False}, frame, same=False) == trained_on[:-1]
 
 
 def test_probes_are_checked(tmp_path):
