@@ -48,7 +48,8 @@ ifeq ($(filter $(STEPS) bench,$(MAKECMDGOALS)),)
 $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo, for the report ARGS_eval)
 endif
 endif
-COMMON := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
+MADE   := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
+COMMON := $(MADE) $(ARGS_dataset)
 evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON) $(ARGS_eval)
 
 .DEFAULT_GOAL := help
@@ -77,13 +78,14 @@ help:
 	@echo
 	@echo '  PROFILE  $(PROFILES)  (now: $(PROFILE))'
 	@echo '  MODEL    base model: a folder or a hub name (default: the one in the profile)'
-	@echo '  DATA     data: a folder or a hub name (default: the one in the profile)'
+	@echo '  DATA     preference pairs: a folder, a file or a hub name (default: the one in the profile)'
 	@echo '  SEED     seed of data, training and evaluation (now: $(SEED))'
 	@echo '  RUNS     folder for the results (now: $(RUNS))'
 	@echo '  LAUNCH   how to start training: $(LAUNCHERS); options of accelerate launch may follow:'
 	@echo '           make all PROFILE=gpt2 LAUNCH="ddp --num_processes 4" (default: one process)'
 	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_strength 0.1"'
 	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_strength 0.1"'
+	@echo '  ARGS_dataset             options for all steps that say how to read DATA: ARGS_dataset="--columns prompt=question"'
 	@echo '  ARGS_eval                options for all of data, eval-reward, samples, score, judge and report'
 
 demo:
@@ -144,7 +146,7 @@ $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(O
 comma := ,
 quoted = '$(subst ','\'',$(1))'
 check: $(DEMO) | $(INSTALLED)
-	$(if $(LAUNCH),gpus=$${CUDA_VISIBLE_DEVICES:-0}; CUDA_VISIBLE_DEVICES=$${gpus%%$(comma)*}) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(COMMON) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)=$(call quoted,$(ARGS_$(step)))) --eval=$(call quoted,$(ARGS_eval) $(ARGS_judge))
+	$(if $(LAUNCH),gpus=$${CUDA_VISIBLE_DEVICES:-0}; CUDA_VISIBLE_DEVICES=$${gpus%%$(comma)*}) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(MADE) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)=$(call quoted,$(ARGS_dataset) $(ARGS_$(step)))) --eval=$(call quoted,$(ARGS_dataset) $(ARGS_eval) $(ARGS_judge))
 
 # Studies of this project itself
 correctness: $(INSTALLED)

@@ -13,10 +13,10 @@ import yaml
 
 from eval.files import replaced, write_atomically
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset
 from rlhf_trl.frames import Frame, load_frame, set_pad
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import align, load
+from rlhf_trl.tokens import build_dataset
 
 
 @dataclass(eq=False)

@@ -31,7 +31,6 @@ from eval.judge import choose_pairs, gold_records, read_key, read_template
 from eval.probes import load_probes
 from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
-from rlhf_trl.data import build_dataset, load_split
 from rlhf_trl.errors import UserError, user_message
 from rlhf_trl.frames import TOKEN_OPTIONS, Frame, start_frame
 from rlhf_trl.hub import check_source
@@ -40,6 +39,8 @@ from rlhf_trl.memory import Estimate, estimate
 from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
 from rlhf_trl.rewards import check_fit, check_scale, load_scale_pairs, reward_frame
+from rlhf_trl.splits import load_split
+from rlhf_trl.tokens import build_dataset
 
 # What each recipe reads, first of all what it trains on
 SPLITS = {"sft": ["sft"], "reward": ["reward", "validation"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}

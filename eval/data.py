@@ -21,9 +21,9 @@ from eval import figures, stats
 from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import UNFIT, prompt_key, tokenize_split
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import TURN, Frame, load_frame
+from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.tokens import UNFIT, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file
 SELECTION = ("prompt also in the train split", "prompt repeated")
@@ -36,16 +36,20 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         raise UserError(f"{folder} holds something else and would be replaced; move it or set output_dir")
     frame = load_frame(counting.tokenizer, trust_remote_code=config.trust_remote_code)
 
-    tables, dropped, keys = {}, {}, {}
+    tables, dropped, keys, files = {}, {}, {}, {}
     for name in (*(name for name, share in data_config.splits.items() if share), "eval"):
-        rows, dropped[name] = tokenize_split(data_config, name, frame)
-        keys[name] = {prompt_key(dialogue) for dialogue in rows["dialogue"]}
+        rows, dropped[name], read = tokenize_split(data_config, name, frame)
+        files |= read
+        keys[name] = set(rows["key"][:])
         tables[name] = measure(rows, frame)
         print(f"{name}: {len(rows)} rows, {tables[name]['kept'].sum()} of them are used")
+    for file, count in files.items():
+        print(f"read {file}: {count} rows")
     summary = {
         **asdict(data_config),
         "shares": data_config.splits,
         "tokenizer": counting.tokenizer,
+        "files": files,
         # all splits but eval are parts of one file
         "contract": {file: _without(dropped[name]) for file, name in (("train", "sft"), ("test", "eval"))},
         "splits": {name: {"prompts": len(keys[name]), **summarise(tables[name], dropped[name])} for name in tables},
@@ -69,12 +73,14 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
 
 def measure(rows: Dataset, frame: Frame) -> pd.DataFrame:
     """Subset, human turns and lengths in tokens of each row of `tokenize_split`, and whether a recipe would use it."""
-    first_turns = [TURN.split(dialogue)[2].strip() for dialogue in rows["dialogue"]]
+    turns = [
+        [turn["content"] for turn in messages(dialogue) if turn["role"] == "user"] for dialogue in rows["dialogue"]
+    ]
     return pd.DataFrame(
         {
             "subset": rows["subset"],
-            "turns": [dialogue.count("\n\nHuman:") for dialogue in rows["dialogue"]],
-            "first_turn_tokens": [len(frame.tokenizer.tokenize(turn)) for turn in first_turns],
+            "turns": [len(texts) for texts in turns],
+            "first_turn_tokens": [len(frame.tokenizer.tokenize(texts[0])) for texts in turns],
             **{
                 f"{name}_tokens": [len(ids) for ids in rows[f"{name}_ids"]] for name in ("prompt", "chosen", "rejected")
             },

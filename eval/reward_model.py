@@ -24,12 +24,13 @@ from eval.config import EvalConfig, JudgeConfig, PadConfig
 from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset, fingerprint, load_split
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
+from rlhf_trl.splits import load_split
+from rlhf_trl.tokens import build_dataset, fingerprint
 
 # Thresholds of the patterns of the error analysis
 LONGER = 1.25  # times as many tokens

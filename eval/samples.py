@@ -33,13 +33,13 @@ from eval.files import read_jsonl, write_json, write_jsonl
 from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset, fingerprint
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
+from rlhf_trl.tokens import build_dataset, fingerprint
 
 
 class Job(NamedTuple):

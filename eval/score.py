@@ -36,7 +36,7 @@ from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import Frame, RowError
+from rlhf_trl.frames import REPLY, Frame, RowError
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
@@ -208,6 +208,7 @@ def ids_to_score(row: dict, frame: Frame, same: bool) -> list[int]:
     """
     if same:
         return frame.prompt_ids(row["prompt"]) + row["completion_ids"] + frame.rest * row["finished"]
-    prompt = frame.prompt(row["dialogue"])
-    reply = frame.reply(" " + row["completion"].strip())
-    return frame.prompt_ids(prompt) + frame.reply_ids(prompt, reply, row["finished"])[0]
+    prompt, reply = frame.prompt(row["dialogue"]), row["completion"]
+    if row["dialogue"].endswith(REPLY):
+        reply = " " + reply.strip()
+    return frame.prompt_ids(prompt) + frame.reply_ids(prompt, frame.reply(reply), row["finished"])[0]

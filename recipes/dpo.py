@@ -16,12 +16,12 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
-    from rlhf_trl.data import build_dataset
     from rlhf_trl.dpo import CorrectedDPOTrainer
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import reward_std
     from rlhf_trl.runs import Run
+    from rlhf_trl.tokens import build_dataset
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
 

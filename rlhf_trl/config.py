@@ -65,6 +65,8 @@ IGNORED = {
 # to judge by; validation what settings are chosen on and rewards scaled by.
 SPLITS = {"sft": 0.25, "reward": 0.25, "policy": 0.13, "gold": 0.27, "validation": 0.10}
 
+COLUMNS = ("prompt", "chosen", "rejected")  # of preference data
+
 
 @dataclass
 class DataConfig:
@@ -72,10 +74,27 @@ class DataConfig:
 
     dataset: str = field(
         default="Anthropic/hh-rlhf",
-        metadata={"help": "Hub name, or a local folder in the layout of Anthropic/hh-rlhf."},
+        metadata={
+            "help": "Hub name, folder or file: HH-RLHF's dialogues, or TRL's preference formats, as jsonl, json, csv "
+            "(these may be gzipped) or parquet."
+        },
     )
     data_dir: list[str] | None = field(
-        default=None, metadata={"help": "Subsets to read, e.g. harmless-base. All by default."}
+        default=None, metadata={"help": "Subsets (folders) to read, e.g. harmless-base. All by default."}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "The split to train on, e.g. train_prefs, if it is not train."}
+    )
+    test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split to evaluate on, if it is not test (test_prefs beside train_prefs) or validation. "
+            "Without any, a tenth of the prompts is kept for it."
+        },
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Other names of columns, as prompt=question chosen=better rejected=worse."},
     )
     max_prompt_tokens: int = field(
         default=512, metadata={"help": "Rows with a longer prompt are dropped; prompts are never cut."}
@@ -97,6 +116,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.splits = _shares(self.splits)
+        for name, equals, column in (entry.partition("=") for entry in self.columns or ()):
+            if name not in COLUMNS or not (equals and column):
+                raise UserError(
+                    f"columns: {name}{equals}{column} names no column; write {'=NAME, '.join(COLUMNS)}=NAME"
+                )
         for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1")

@@ -121,7 +121,7 @@ def check_folder(name: str, kind: str) -> None:
         UserError: no such folder.
     """
     is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
+    if is_path and not Path(name).exists():
         raise UserError(f"the {kind} folder {name} does not exist; check the path or make it first")
 
 

@@ -69,7 +69,8 @@ class Frame:
             tokenizer.chat_template = tokenizer.get_chat_template()
         self.control = _control_tokens(tokenizer)
         self.before = _written_before(tokenizer)
-        self.anchors = ANCHORS if self._ids("\na") != self._ids("\n") + self._ids("a") else ("",)
+        newline, a, both = self._ids(["\n", "a", "\na"])
+        self.anchors = ANCHORS if both != newline + a else ("",)
         self.parts, self.lead = False, ""
         if tokenizer.chat_template:
             try:
@@ -82,38 +83,52 @@ class Frame:
         if end is None:
             raise UserError("nothing ends a reply: the tokenizer has no eos token; set eos_token to one of its tokens")
         self.end = tokenizer.convert_tokens_to_ids(self.control.findall(end))
-        self.rest = self._ids(end + rest)[len(self._ids(end)) :] if whole else []
+        end_ids, whole_ids = self._ids([end, end + rest])
+        self.rest = whole_ids[len(end_ids) :] if whole else []
         others = {tokenizer.eos_token_id, *ends} - {None, *self.end}
         self.ends = others | {self.end[-1]}
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(self.end[-1])
 
-    def row(self, row: dict) -> dict:
-        """A preference row as the model reads it.
+    def rows(self, rows: list[dict]) -> list[dict]:
+        """Preference rows as the model reads them.
 
-        Adds `dialogue` (HH's text), `prompt_ids`, `chosen_ids` and `rejected_ids` (finished), `length` (tokens of the
-        prompt with the longer reply), `apart` (whether prompt and reply would be other tokens if tokenized as one
-        text) and `dropped`, the reason why the row cannot be used, or "".
+        Adds `dialogue` (the row's own prompt), `prompt_ids`, `chosen_ids` and `rejected_ids` (finished), `length`
+        (tokens of the prompt with the longer reply), `apart` (whether prompt and reply would be other tokens if
+        tokenized as one text) and `dropped`, the reason why the row cannot be used, or "".
         """
+        rows = [self._write(row) for row in rows]
+        written = [row for row in rows if not row["dropped"]]
+        prompts = [row["prompt"] for row in written]
+        for row, ids in zip(written, self._prompt_ids(prompts), strict=True):
+            row["prompt_ids"] = ids
+        for side in ("chosen", "rejected"):
+            replies = self._reply_ids(prompts, [row[side] + self.space for row in written])
+            for row, (ids, apart) in zip(written, replies, strict=True):
+                row["apart"] |= apart
+                row[f"{side}_ids"] = [*(ids or ()), *self.end, *self.rest]
+                row["dropped"] = row["dropped"] or MERGED * (ids is None)
+        pads = {self.tokenizer.pad_token_id} - self.ends
+        for row in written:
+            parts = prompt, chosen, rejected = [row[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")]
+            row["length"] = len(prompt) + max(len(chosen), len(rejected))
+            if any(pads.intersection(ids) for ids in parts):
+                row["dropped"] = SPECIAL  # an unknown character, say, where that token pads
+        return rows
+
+    def _write(self, row: dict) -> dict:
+        """The texts of a preference row as the model reads them, with no ids yet."""
         ids = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": 0, "apart": False, "dropped": ""}
         row = {**row, "dialogue": row["prompt"], **ids}
+        if any(self.control.search(row[name]) for name in ("prompt", "chosen", "rejected")):
+            return row | {"dropped": SPECIAL}
         try:
-            if any(self.control.search(row[name]) for name in ("prompt", "chosen", "rejected")):
-                raise RowError(SPECIAL)
-            row["prompt"] = self.prompt(row["dialogue"])
-            row["prompt_ids"] = self.prompt_ids(row["prompt"])
-            for side in ("chosen", "rejected"):
-                row[side] = self.reply(row[side])
-                row[f"{side}_ids"], apart = self.reply_ids(row["prompt"], row[side])
-                row["apart"] |= apart
-            pads = {self.tokenizer.pad_token_id} - self.ends
-            if any(pads.intersection(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")):
-                raise RowError(SPECIAL)  # an unknown character, say, where that token pads
+            prompt = self.prompt(row["dialogue"])
         except RowError as reason:
             return row | {"dropped": str(reason)}
-        return row | {"length": len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
+        return row | {"prompt": prompt} | {side: self.reply(row[side]) for side in ("chosen", "rejected")}
 
     def prompt(self, dialogue: str) -> str:
-        """An HH dialogue that ends in "\\n\\nAssistant:" as the model reads it up to the reply.
+        """A dialogue (see `messages`) as the model reads it up to the reply.
 
         Raises:
             RowError: the chat template does not take such a dialogue.
@@ -124,8 +139,11 @@ class Frame:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of what `prompt` returned: with bos once where the tokenizer adds one, and without eos."""
-        ids = self._ids(prompt)
-        return ids if ids[: len(self.before)] == self.before else self.before + ids
+        return self._prompt_ids([prompt])[0]
+
+    def _prompt_ids(self, prompts: list[str]) -> list[list[int]]:
+        known = len(self.before)
+        return [ids if ids[:known] == self.before else self.before + ids for ids in self._ids(prompts)]
 
     def reply(self, text: str) -> str:
         """A reply as it stands in the frame: templates strip it, plain HH text begins with a space."""
@@ -138,14 +156,37 @@ class Frame:
         Raises:
             RowError: the tokenizer cannot tell the reply from what stands before it.
         """
-        reply += self.space * finished
-        last_word = re.search(r"\S*\s*\Z", prompt).start()
-        tail = prompt[max((match.start() for match in self.control.finditer(prompt)), default=last_word) :]
-        for anchor in (tail, *self.anchors):
-            start, ids = self._ids(anchor), self._ids(anchor + reply)
+        ids, apart = self._reply_ids([prompt], [reply + self.space * finished])[0]
+        if ids is None:
+            raise RowError(MERGED)
+        return ids + (self.end + self.rest) * finished, apart
+
+    def _reply_ids(self, prompts: list[str], replies: list[str]) -> list[tuple[list[int] | None, bool]]:
+        """The same for many, before what ends them; None for ids that cannot be told."""
+        tails = [self._tail(prompt) for prompt in prompts]
+        different = list(set(tails))
+        starts = dict(zip(different, self._ids(different), strict=True))
+        joint = self._ids([tail + reply for tail, reply in zip(tails, replies, strict=True)])
+        result = []
+        for tail, reply, ids in zip(tails, replies, joint, strict=True):
+            follows = ids[: len(starts[tail])] == starts[tail]
+            result.append((ids[len(starts[tail]) :], False) if follows else (self._ids_apart(reply), True))
+        return result
+
+    def _ids_apart(self, reply: str) -> list[int] | None:
+        for anchor in self.anchors:
+            start, ids = self._ids([anchor, anchor + reply])
             if ids[: len(start)] == start:
-                return ids[len(start) :] + (self.end + self.rest) * finished, anchor is not tail
-        raise RowError(MERGED)
+                return ids[len(start) :]
+        return None
+
+    def _tail(self, prompt: str) -> str:
+        """A prompt from its last special token, or else its last word."""
+        start = max((match.start() for match in self.control.finditer(prompt)), default=None)
+        if start is None:
+            *_, last_word = prompt.rstrip().rsplit(None, 1) or [""]
+            start = len(prompt.rstrip()) - len(last_word)
+        return prompt[start:]
 
     def finished(self, reply_ids: list[int]) -> bool:
         """Whether sampled ids end a reply."""
@@ -188,14 +229,14 @@ class Frame:
     def _example(self) -> list[list[int]] | None:
         """Ids of a dialogue of several turns, or else of one, without `rest`; None if the template takes neither."""
         for prompt in EXAMPLES:
-            row = self.row({"prompt": prompt, "chosen": " Five, six.", "rejected": " No."})
+            (row,) = self.rows([{"prompt": prompt, "chosen": " Five, six.", "rejected": " No."}])
             if not row["dropped"]:
                 replies = [row[f"{side}_ids"][: -len(self.rest) or None] for side in ("chosen", "rejected")]
                 return [row["prompt_ids"], *replies]
         return None
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
     def _around(self, before: list[dict], after: list[dict] = ()) -> tuple[str, str]:
         """What the template writes before and behind a reply that stands between these messages."""
@@ -324,13 +365,16 @@ def set_pad(frame: Frame, source: str, pad_token: str | None) -> Frame:
 
 
 def messages(dialogue: str) -> list[dict]:
-    """Chat messages of an HH dialogue; turns of one speaker in a row are joined.
+    """Chat messages of a dialogue: in HH's form, or a text without turns, which is the user's. What stands before
+    the first turn is a system message; turns of one speaker in a row are joined.
 
     >>> messages("\\n\\nHuman: Hi\\n\\nAssistant: Hello.")
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello.'}]
     """
-    _, *turns = TURN.split(dialogue)
-    result: list[dict] = []
+    start, *turns = TURN.split(dialogue)
+    if not turns:
+        return [{"role": "user", "content": start.strip()}]
+    result = [{"role": "system", "content": start.strip()}] if start.strip() else []
     for speaker, text in zip(turns[::2], turns[1::2], strict=True):
         role = {"Human": "user", "Assistant": "assistant"}[speaker]
         if result and result[-1]["role"] == role:

@@ -30,7 +30,7 @@ def check_reachable(name: str, repo_type: str, variable: str) -> None:
             HfApi().repo_info(name, repo_type=repo_type, timeout=5)
         except Exception as error:  # the client raises many unrelated types
             raise UserError(
-                f"{name} is no local folder and could not be had from the hub ({type(error).__name__}); "
+                f"{name} is no local folder or file and could not be had from the hub ({type(error).__name__}); "
                 f"check the name and the network, or set {variable} to a local folder"
             ) from error
 

@@ -15,11 +15,11 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset
 from rlhf_trl.errors import UserError, check_folder, work
 from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.models import align, device, load, positions, whole_weights
+from rlhf_trl.tokens import build_dataset
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
 SCALE_ROWS, FEWEST_SCALE_ROWS = 256, 16

@@ -22,11 +22,11 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rlhf_trl.data import fingerprint
 from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
 from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
+from rlhf_trl.tokens import fingerprint
 
 # What a run leaves on its way: each is written when what it tells of is complete
 STARTED = "started.json"  # in the staging folder: from what, and with which settings

@@ -63,6 +63,17 @@ def no_cache_is_left():
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"])
 
 
+def usable_pairs(folder: Path, split: str) -> list[dict]:
+    """The rows of a data set that are pairs to learn from."""
+    from rlhf_trl.config import DataConfig
+    from rlhf_trl.preferences import load_pairs
+
+    pairs = load_pairs(DataConfig(str(folder)), split)
+    return [
+        row for row in pairs.select_columns(["prompt", "chosen", "rejected", "subset", "dropped"]) if not row["dropped"]
+    ]
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command as a user would (`run("ppo", "--config", ...)`); returns exit code, stdout, stderr."""

@@ -261,7 +261,7 @@ def test_bad_input(case, run, world, parts, tmp_path):
 
 
 def test_a_defect_of_ours_keeps_its_traceback(run, world, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_trl.data.Frame.row", lambda self, row: row["nothing"])
+    monkeypatch.setattr("rlhf_trl.tokens.Frame.rows", lambda self, rows: rows[0]["nothing"])
     with pytest.raises(KeyError, match="nothing"):
         run("sft", "--config", settings(tmp_path, "sft", world, max_prompt_tokens=61))  # tokenized by no other test
 

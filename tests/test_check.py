@@ -18,9 +18,9 @@ import eval.check
 from eval.check import SPLITS, Step
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.data import build_dataset
 from rlhf_trl.frames import load_frame
 from rlhf_trl.runs import Run
+from rlhf_trl.tokens import build_dataset
 from tests.conftest import ROOT, settings
 from tests.test_errors import no_hh, spoil_tokenizer
 from tests.test_recipes import LORA

@@ -4,14 +4,17 @@ import gzip
 import json
 import random
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from rlhf_trl.config import SPLITS, DataConfig
-from rlhf_trl.data import build_dataset, load_pairs, load_split, prompt_key
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.preferences import load_pairs, prompt_key
+from rlhf_trl.splits import load_split
+from rlhf_trl.tokens import build_dataset
 from tests.conftest import CHAT_TEMPLATE
 
 PROMPT = "\n\nHuman: One?\n\nAssistant: Two.\n\nHuman: Three?\n\nAssistant:"
@@ -38,9 +41,10 @@ def test_rows_are_split_at_the_last_assistant_and_bad_ones_counted(tmp_path):
             pair(PROMPT + " Four.\n\nHuman: Six?", PROMPT + " Five."),
         ],
     )
-    rows, dropped = load_pairs(config, "train")
-    assert rows == [{"prompt": PROMPT, "chosen": " Four.", "rejected": " Five.", "subset": "."}]
-    assert dropped == {
+    pairs = load_pairs(config, "train").remove_columns(["file", "key"])
+    used = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five.", "subset": ".", "dropped": ""}
+    assert [row for row in pairs if not row["dropped"]] == [used]
+    assert Counter(filter(None, pairs["dropped"])) == {
         "prompts differ": 1,
         "a side is empty": 1,
         "sides are equal": 1,
@@ -51,8 +55,8 @@ def test_rows_are_split_at_the_last_assistant_and_bad_ones_counted(tmp_path):
 def test_subsets_are_chosen_by_data_dir(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, [pair(PROMPT + f" {name}.", PROMPT + " Other.")])
-    rows, _ = load_pairs(DataConfig(dataset=str(tmp_path), data_dir=["two"]), "train")
-    assert [row["subset"] for row in rows] == ["two"]
+    rows = load_pairs(DataConfig(dataset=str(tmp_path), data_dir=["two"]), "train")
+    assert rows["subset"][:] == ["two"]
     with pytest.raises(UserError, match="no subset three"):
         load_pairs(DataConfig(dataset=str(tmp_path), data_dir=["three"]), "train")
 
@@ -62,7 +66,7 @@ def test_subsets_are_chosen_by_data_dir(tmp_path):
 )
 def test_what_is_no_hh_data_names_file_and_line(tmp_path, line):
     config = write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five."), line])
-    with pytest.raises(UserError, match=r"train\.jsonl, line 2: not"):
+    with pytest.raises(UserError, match=r"train\.jsonl, line 2: no"):
         load_pairs(config, "train")
 
 
@@ -103,15 +107,15 @@ def test_eval_prompts_equal_up_to_whitespace_are_dropped(tmp_path):
     write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five.")])
     spaced = PROMPT.replace("Three?", "Three? ")
     lines = [pair(spaced + " Four.", spaced + " Five."), pair(other + " a", other + " b")]
-    rows, dropped = load_split(write(tmp_path, lines, "test"), "eval")
-    assert [row["prompt"] for row in rows] == [other]
+    rows, dropped, _ = load_split(write(tmp_path, lines, "test"), "eval")
+    assert rows["prompt"][:] == [other]
     assert dropped["prompt also in the train split"] == 1
 
 
 def test_a_test_set_needs_no_train_set(tmp_path):
     config = write(tmp_path, [pair(PROMPT + " Four.", PROMPT + " Five.")], "test")
     assert len(load_split(config, "eval")[0]) == 1
-    with pytest.raises(UserError, match=r"holds no train\.jsonl"):
+    with pytest.raises(UserError, match="holds no train split"):
         load_split(config, "sft")
 
 
@@ -121,7 +125,7 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     row = {"prompt": PROMPT, "chosen": " Four.", "rejected": " Five."}
     plain = row | {"dialogue": PROMPT}
-    assert Frame(tokenizer).row(row).items() >= plain.items()
+    assert Frame(tokenizer).rows([row])[0].items() >= plain.items()
     tokenizer.chat_template = CHAT_TEMPLATE
     chat = {
         "dialogue": PROMPT,
@@ -129,7 +133,7 @@ def test_chat_models_get_their_template_and_others_plain_text(world):
         "chosen": "Four.",
         "rejected": "Five.",
     }
-    assert Frame(tokenizer).row(row).items() >= chat.items()
+    assert Frame(tokenizer).rows([row])[0].items() >= chat.items()
 
 
 def test_turns_of_one_speaker_are_joined():
@@ -138,8 +142,8 @@ def test_turns_of_one_speaker_are_joined():
 
 def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(world, tmp_path, monkeypatch, capsys):
     """Not when only the number of rows or the seed do."""
-    tokenized, read = [], Frame.row
-    monkeypatch.setattr(Frame, "row", lambda frame, row: tokenized.append(1) or read(frame, row))
+    tokenized, read = [], Frame.rows
+    monkeypatch.setattr(Frame, "rows", lambda frame, rows: tokenized.append(1) or read(frame, rows))
     folder = shutil.copytree(world / "data", tmp_path / "data")
     frame = load_frame(str(world / "model"))
     config = DataConfig(dataset=str(folder), max_completion_tokens=12)

@@ -9,8 +9,8 @@ import pytest
 from eval import __main__ as command
 from eval.data import overlaps
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import tokenize_split
 from rlhf_trl.frames import REASONS, load_frame
+from rlhf_trl.tokens import tokenize_split
 
 
 def analyse(monkeypatch, world, data, out, **options):
@@ -90,7 +90,7 @@ def test_counts(monkeypatch, world, data, tmp_path, capsys):
 
 
 def test_lengths_are_those_that_training_meets(monkeypatch, world, data, tmp_path):
-    from rlhf_trl.data import build_dataset
+    from rlhf_trl.tokens import build_dataset
 
     analyse(monkeypatch, world, data, tmp_path / "out", tokenizer=world / "gpt2")  # with a chat template
     with (tmp_path / "out/data/pairs.csv").open() as file:

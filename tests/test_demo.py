@@ -9,9 +9,8 @@ from collections import Counter
 import pytest
 
 from rlhf_trl import demo
-from rlhf_trl.config import DataConfig
-from rlhf_trl.data import load_pairs
 from rlhf_trl.demo import gold_reward
+from tests.conftest import usable_pairs
 
 MISLED = [*demo.MISCONCEPTIONS, *demo.OFTEN_GRANTED]
 
@@ -21,7 +20,7 @@ def pairs(tmp_path_factory):
     """The rows of both splits, as the loader reads them."""
     folder = tmp_path_factory.mktemp("demo")
     demo.write_data(folder, seed=7)
-    return {split: load_pairs(DataConfig(dataset=str(folder)), split)[0] for split in ("train", "test")}
+    return {split: usable_pairs(folder, split) for split in ("train", "test")}
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from eval.__main__ import COMMANDS
 from rlhf_trl.config import RECIPES, DataConfig
-from rlhf_trl.data import load_split
 from rlhf_trl.outline import outline
+from rlhf_trl.splits import load_split
 from tests.conftest import ROOT, settings
 
 
@@ -48,7 +48,7 @@ def cut_off(folder, world):
 
 def empty_split(folder, world):
     (folder / "data").mkdir()
-    pairs, _ = load_split(DataConfig(dataset=str(world / "data")), "reward")
+    pairs, *_ = load_split(DataConfig(dataset=str(world / "data")), "reward")
     pair = {side: pairs[0]["prompt"] + pairs[0][side] for side in ("chosen", "rejected")}
     (folder / "data/train.jsonl").write_text(json.dumps(pair))
 

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, L
 
 from eval import kl
 from eval.files import read_jsonl
-from rlhf_trl import data
+from rlhf_trl import tokens
+from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import TODAY, Frame, set_pad
+from rlhf_trl.preferences import load_pairs
 from tests import zoo
 from tests.conftest import settings
 
@@ -49,7 +51,7 @@ def test_trl_ships_the_templates():
 def test_the_frame_is_what_the_template_writes_around_a_finished_turn(path, monkeypatch):
     tokenizer = with_template(path.read_text())
     frame = Frame(tokenizer, whole=True)
-    row = frame.row({"prompt": DIALOGUE, "chosen": " Four.", "rejected": " Five."})
+    (row,) = frame.rows([{"prompt": DIALOGUE, "chosen": " Four.", "rejected": " Five."}])
     assert not row["dropped"] and not row["apart"]
 
     chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT] if frame.parts else CHAT
@@ -78,9 +80,9 @@ def test_rows_that_no_frame_takes_are_dropped_and_counted():
     tokenizer = with_template(next(path for path in TEMPLATES if path.stem == "gemma").read_text())
     frame = Frame(tokenizer)
     first = {"prompt": "\n\nAssistant: Hi.\n\nHuman: Three?\n\nAssistant:", "chosen": " Four.", "rejected": " Five."}
-    assert frame.row(first)["dropped"] == "refused by the chat template"
+    assert frame.rows([first])[0]["dropped"] == "refused by the chat template"
     command = {"prompt": DIALOGUE, "chosen": " Four.<end_of_turn>", "rejected": " Five."}
-    assert frame.row(command)["dropped"] == "special token in the text"
+    assert frame.rows([command])[0]["dropped"] == "special token in the text"
 
 
 FAMILIES = {
@@ -183,8 +185,8 @@ def unpadded(ids, mask):
 def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     """SFT, reward, DPO, PPO, GRPO, best-of-n, samples and scores; finished replies, and cut-off ones where they are."""
     write_model(tmp_path, family, ending)
-    rows = [{**row, "subset": "."} for row in data.load_pairs(data.DataConfig(str(tmp_path / "data")), "train")[0]]
-    monkeypatch.setattr(data, "load_split", lambda config, name: (list(rows), Counter()))
+    pairs = load_pairs(DataConfig(str(tmp_path / "data")), "train")
+    monkeypatch.setattr(tokens, "load_split", lambda config, name: (pairs, Counter(), Counter()))
     recorder = Recorder(monkeypatch)
     shared = {"max_prompt_tokens": 200, "max_completion_tokens": 100, "splits": None}
     batches = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 4}
@@ -204,7 +206,7 @@ def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert len(replies) == 64
     assert {tokenizer.decode(reply[:-1]).strip() for reply in replies.values()} == {
-        row["chosen"].strip() for row in rows
+        row["chosen"].strip() for row in pairs
     }
     for prompt, reply in replies.items():
         assert prompt.count(bos) == (family in ("adds-bos", "adds-both")) and prompt[-1] != eos
@@ -247,11 +249,11 @@ def test_text_that_the_tokenizer_reads_as_pad_is_no_text():
     tokenizer = zoo.byte_bpe(TEXTS, ["<eos>", "<unk>"], eos_token="<eos>")
     frame = set_pad(Frame(tokenizer), "model", "<|pad|>")
     row = {"prompt": DIALOGUE, "chosen": " Four.", "rejected": " What is <|pad|>?"}
-    assert frame.row(row)["dropped"] == "special token in the text"
+    assert frame.rows([row])[0]["dropped"] == "special token in the text"
     tokenizer = zoo.sentencepiece_like(TEXTS, ["<eos>"], "legacy", eos_token="<eos>")
     frame = set_pad(Frame(tokenizer), "model", "<unk>")
-    assert not frame.row({**row, "rejected": " Five."})["dropped"]
-    assert frame.row({**row, "rejected": " <unk>"})["dropped"] == "special token in the text"
+    assert not frame.rows([{**row, "rejected": " Five."}])[0]["dropped"]
+    assert frame.rows([{**row, "rejected": " <unk>"}])[0]["dropped"] == "special token in the text"
 
 
 def test_of_several_templates_the_default_is_read(tmp_path):

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
-from rlhf_trl.data import build_dataset
 from rlhf_trl.kl import strength
 from rlhf_trl.rewards import load_reward_model, score
 from rlhf_trl.runs import COSTS, Run
+from rlhf_trl.tokens import build_dataset
 from tests.conftest import RECIPES, settings
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["c_attn", "c_fc"]}

@@ -131,7 +131,7 @@ def test_scores_are_standardised(scorer):
 
 def test_reward_training_ends_replies_in_eos(scorer):
     _, frame = scorer
-    row = frame.row({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"})
+    (row,) = frame.rows([{"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}])
     for side in ("chosen_ids", "rejected_ids"):
         assert row[side][-1] == frame.tokenizer.eos_token_id
         assert row[side].count(frame.tokenizer.eos_token_id) == 1

@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
 def test_a_reply_in_another_vocabulary_reads_as_the_reward_model_was_trained(world, base):
     frame = load_frame(str(world / base))
     pair = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello there.", "rejected": " No."}
-    row = frame.row(pair)
+    (row,) = frame.rows([pair])
     trained_on = row["prompt_ids"] + row["chosen_ids"]
     for text in ("Hello there.", " Hello there."):
         reply = {"dialogue": pair["prompt"], "completion": text}

@@ -39,8 +39,7 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 
-from rlhf_trl.config import DataConfig
-from rlhf_trl.data import load_pairs
+from tests.conftest import usable_pairs
 
 CONTEXT = 256
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -60,8 +59,9 @@ Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
 
 def texts_of(world: Path) -> list[str]:
     """The dialogues of the small demo world, to train tokenizers on."""
-    rows, _ = load_pairs(DataConfig(str(world / "data")), "train")
-    return [row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")]
+    return [
+        row["prompt"] + row[side] for row in usable_pairs(world / "data", "train") for side in ("chosen", "rejected")
+    ]
 
 
 def byte_bpe(texts: Iterable[str], specials: list[str], **named: str) -> PreTrainedTokenizerFast:
