@@ -20,7 +20,7 @@ from pathlib import Path
 from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
-from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
+from eval.config import GOLD_RULES, OPENAI_URL, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json
 from eval.server import BudgetSpent, Server, parameters, usd
 from eval.tally import Request, publish, tally
@@ -49,7 +49,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     if judge.dry_run:
         print(estimate(judge, missing.values(), len(requests)))
         return
-    can_ask = key or judge.base_url
+    can_ask = key or judge.base_url != OPENAI_URL
     nothing = judge.judge == "openai" and not can_ask and all(request.key in missing for request in requests)
     if judge.judge == "none" or nothing:
         reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
@@ -76,6 +76,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
             asyncio.run(ask_all(server, missing.values(), transcript))
         used = [record for request in requests if (record := records[request.key]).get("verdict")]
         manifest |= {
+            "base_url": judge.base_url,
             "model": judge.judge_model,
             "models_served": sorted({str(record["model"]) for record in used}),
             "template_sha256": hashlib.sha256(template.encode()).hexdigest(),

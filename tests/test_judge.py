@@ -481,6 +481,34 @@ def test_without_a_key_what_was_judged_still_counts(judge, folder, monkeypatch, 
     assert verdicts(folder) == before
 
 
+def test_a_server_in_the_environment(judge, folder, server, monkeypatch):
+    """Its address is that of `base_url`: verdicts of one server are not another's, and no key is needed."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    judge(url=None)
+    assert verdicts(folder) == truth() and manifest(folder)["base_url"] == server.url
+    with JudgeServer(always_first) as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{other.url}/")
+        judge(url=None)
+        assert all(row["orders"] == ["a", "b"] for row in verdicts(folder))
+        assert manifest(folder)["base_url"] == other.url and manifest(folder)["requests"] == {"sent": 24, "cached": 0}
+        judge(url=other.url)
+        assert manifest(folder)["requests"] == {"sent": 0, "cached": 24}
+    judge()
+    assert verdicts(folder) == truth() and len(server.calls) == 24
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    judge(url=None)
+    assert manifest(folder)["judge"] == "none"
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://me:hunter2@localhost/v1", "http://localhost:port"])
+def test_a_bad_server_in_the_environment(address, judge, folder, server, monkeypatch, good_is_right):
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    code, _, err = judge(url=None)
+    assert code == 2 and "OPENAI_BASE_URL is no address" in err and err.count("\n") == 1 and "hunter2" not in err
+    assert judge("--judge", "gold", "--gold_rule", "demo", url=None)[0] == 0  # who needs none is not bothered
+
+
 def test_checkpoints_against_the_reference(judge, folder, server):
     rows = read_jsonl(folder / "samples/ppo.jsonl")[:2]
     write_jsonl(folder / "samples/checkpoints/ppo-6.jsonl", rows)
@@ -514,6 +542,11 @@ def test_own_template(judge, folder, server, tmp_path):
         (["--judge_template", "{{ first }}"], "dialogue, first and second"),
         (["--judge_pairs", "ppo:elsewhere"], "sft, ppo, dpo"),
         (["--policies", "sft"], "no pair"),
+        (["--base_url", "http://"], "base_url is no address"),
+        (["--retries", "-1"], "retries must be at least 0"),
+        (["--timeout", "0"], "timeout must be above 0"),
+        (["--budget_tokens", "-1"], "budget_tokens must be at least 0"),
+        (["--usd_per_million_input", "2"], "set usd_per_million_output"),
         (["--policies", "sft", "new", "--judge_pairs", "new:sft"], "run 'make samples' first"),
     ],
 )
