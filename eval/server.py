@@ -6,23 +6,27 @@ import math
 import re
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import openai
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from eval.config import JudgeConfig
 from rlhf_trl.errors import UserError
 
-VERDICTS = ("first", "second", "tie")
-SCHEMA = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": list(VERDICTS)}},
-    "required": ["reason", "verdict"],
-    "additionalProperties": False,
-}
+JSON = json.JSONDecoder()
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
+
+
+class Verdict(BaseModel):
+    """Which of two replies is better, and why."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    reason: str
+    verdict: Literal["first", "second", "tie"]
 
 
 class BudgetSpent(openai.OpenAIError):
@@ -133,7 +137,7 @@ class Server:
 def parameters(judge: JudgeConfig) -> dict[str, Any]:
     """What a request holds besides model and messages; a server may refuse each of it."""
     optional = {"temperature": judge.judge_temperature, "max_completion_tokens": judge.judge_max_tokens}
-    schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
+    schema = {"name": "verdict", "strict": True, "schema": Verdict.model_json_schema()}
     return {
         "response_format": {"type": "json_schema", "json_schema": schema},
         **{name: value for name, value in optional.items() if value is not None},
@@ -145,10 +149,13 @@ def read_answer(completion: Any) -> dict:
     try:
         choice = completion.choices[0]
         answer, refusal = choice.message.content, choice.message.refusal
+        if isinstance(answer, list):  # of parts; those that are no text hold what the model thought
+            answer = "".join(part["text"] for part in answer if part["type"] == "text")
         usage = completion.usage
         tokens = usage and {"input": int(usage.prompt_tokens), "output": int(usage.completion_tokens)}
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return {"failure": "bad response", "detail": str(completion)}
+    answer = str(answer or "")
     outcome = {"answer": answer, "model": completion.model, "usage": tokens}
     if refusal or choice.finish_reason == "content_filter":
         return outcome | {"failure": "refusal", "detail": refusal}
@@ -158,14 +165,26 @@ def read_answer(completion: Any) -> dict:
     return outcome | {"verdict": verdict, "failure": None if verdict else "unparsable"}
 
 
-def parse_verdict(answer: Any) -> str | None:
-    """The verdict of a JSON object, which may stand in a code fence; None for anything else."""
-    try:
-        fenced = re.fullmatch(r"\s*```(?:json)?\s(.*)```\s*", answer, re.DOTALL)
-        verdict = json.loads(fenced[1] if fenced else answer)["verdict"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return verdict if verdict in VERDICTS else None
+def parse_verdict(answer: str) -> str | None:
+    """The verdict of the last JSON object that fits `Verdict`, where a reason may be missing and keys be added; None
+    without such an object. What is thought before the answer, up to `</think>`, counts nowhere."""
+    verdict, thinking, end = None, False, 0
+    for mark in re.finditer(r'<think>|</think>|\{\s*"', answer):
+        if mark.start() < end:  # within what was read as JSON
+            continue
+        if mark[0].startswith("<"):
+            verdict, thinking = None, mark[0] == "<think>"
+            continue
+        try:
+            found, end = JSON.raw_decode(answer, mark.start())
+            verdict = Verdict.model_validate({"reason": ""} | found).verdict
+        except json.JSONDecodeError as error:
+            end = error.pos  # to read every character once
+        except ValueError:  # another object, or a number too long to read
+            continue
+        except RecursionError:
+            return None
+    return None if thinking else verdict
 
 
 def usd(judge: JudgeConfig, tokens: dict[str, int]) -> float:

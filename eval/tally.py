@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.files import write_json, write_jsonl
-from eval.server import VERDICTS
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -45,7 +44,7 @@ def tally(requests: list[Request], records: dict[str, dict]) -> Tally:
         pair, place, record = f"{request.a}:{request.b}", (request.prompt, request.reply), records[request.key]
         planned[pair].add(place)
         if verdict := record.get("verdict"):
-            winner = "tie" if verdict == "tie" else request.order[VERDICTS.index(verdict)]
+            winner = "tie" if verdict == "tie" else request.order[verdict == "second"]
             orders.setdefault((request.a, request.b, *place), {})[request.order] = winner
         elif record:
             failures[pair][record["failure"]] += 1

@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def answer(content: str | None, finish_reason: str = "stop", refusal: str | None = None) -> Reply:
+def answer(content: Any, finish_reason: str = "stop", refusal: str | None = None) -> Reply:
     message = {"role": "assistant", "content": content, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
@@ -116,6 +116,11 @@ def always_first(call: Call) -> Reply:
 
 def at_random(call: Call) -> Reply:
     return verdict(random.Random(call.text).choice(("first", "second", "tie")))
+
+
+def phrased(form: Callable[[str], Any], behaviour: Behaviour = fair) -> Behaviour:
+    """Puts what `behaviour` says as `form` makes it."""
+    return lambda call: answer(form(behaviour(call).body["choices"][0]["message"]["content"]))
 
 
 def slowly(seconds: float, behaviour: Behaviour = fair) -> Behaviour:

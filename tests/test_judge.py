@@ -16,6 +16,7 @@ from eval.__main__ import main
 from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
 from eval.sentences import cautions
+from eval.server import parse_verdict
 from eval.summary import _worst_case
 from tests.judge_server import (
     JudgeServer,
@@ -25,6 +26,7 @@ from tests.judge_server import (
     at_random,
     error,
     fair,
+    phrased,
     refusing,
     replies,
     slowly,
@@ -198,7 +200,7 @@ FAILURES = [
     ("unparsable", answer('{"reason": "", "verdict": "First, I think"}')),
     ("unparsable", answer('{"reason": "", "verdict": ["first"]}')),
     ("unparsable", answer('["first"]')),
-    ("unparsable", answer('Here: {"reason": "", "verdict": "first"}')),
+    ("unparsable", answer('<think>Perhaps {"reason": "", "verdict": "first"}')),
     ("unparsable", answer(None)),
     ("unparsable", answer("[" * 9999)),
     ("unparsable", answer(HALF)),
@@ -314,14 +316,49 @@ def test_the_true_rule_looks_at_no_verdicts_of_another_judge(judge, folder, good
     assert verdicts(folder) == truth() and manifest(folder)["looks"] == []
 
 
-def test_fence_and_retry_after(judge, folder, server):
-    def behave(call):
-        if call.earlier == 0:
-            return error(429, Retry_After="0.3")
-        content = fair(call).body["choices"][0]["message"]["content"]
-        return answer(f"```json\n{content}\n```\n")
+WRONG = '{"reason": "", "verdict": "tie"}'
+FORMS = {
+    "plain": str,
+    "reasoning first": lambda said: f"<think>Is it {WRONG}? No.</think>\n\n{said}",
+    "reasoning that began in the prompt": lambda said: f"Is it {WRONG}? No.\n</think>{said}",
+    "fenced with prose around": lambda said: f"My verdict:\n```json\n{said}\n```\nI hope that {{this}} helps.",
+    "several objects": lambda said: f'First {WRONG}, but as {{"helpful": {{"}}": {WRONG}}}}}: {said}, {{"sure": 1}}',
+    "parts": lambda said: [{"type": "thinking", "thinking": WRONG}, {"type": "text", "text": said}],
+}
 
-    server.behaviour = behave
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_verdict_is_the_same_however_it_is_put(form, judge, folder, server):
+    server.behaviour = phrased(FORMS[form])
+    judge()
+    assert verdicts(folder) == truth()
+
+
+@pytest.mark.parametrize(
+    "answer, verdict",
+    [
+        ('{"verdict": "second"}', "second"),
+        (
+            '{"verdict": "second", "reason": "It shows </think> and {\\"verdict\\": \\"first\\"}.", "sure": true}',
+            "second",
+        ),
+        ('{"verdict": "second"} {"verdict": "neither"} {"verdict": null}', "second"),
+        ('<think>{"verdict": "first"}</think>I cannot tell.', None),
+        ('{"verdict": "first"}, said I. <think>Or', None),
+        ('{"verdict": "first", "reason": {"verdict": "tie"}}', None),
+        ('{"answer": {"verdict": "first"}}', None),
+        ('{"verdict": "first", ', None),
+        *((start * 30_000, None) for start in ("{{{", '{"', '{"a":[', '{"a":{"b":')),
+    ],
+)
+def test_the_last_object_that_fits_counts(answer, verdict):
+    start = time.perf_counter()
+    assert parse_verdict(answer) == verdict
+    assert time.perf_counter() - start < 5
+
+
+def test_retry_after(judge, folder, server):
+    server.behaviour = lambda call: fair(call) if call.earlier else error(429, Retry_After="0.3")
     start = time.perf_counter()
     judge()
     assert time.perf_counter() - start > 0.3
