@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from eval.config import GOLD_RULES, OPENAI_URL, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json
-from eval.server import BudgetSpent, Server, parameters, usd
+from eval.server import BudgetSpent, JudgeClient, parameters, usd
 from eval.tally import Request, publish, tally
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
@@ -71,9 +71,9 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
         manifest["model"] = config.gold_rule
     else:
         cached = sum(request.key not in missing for request in requests)
-        server = Server(judge, key)
+        client = JudgeClient(judge, key)
         if can_ask:
-            asyncio.run(ask_all(server, missing.values(), transcript))
+            asyncio.run(ask_all(client, missing.values(), transcript))
         used = [record for request in requests if (record := records[request.key]).get("verdict")]
         manifest |= {
             "base_url": judge.base_url,
@@ -82,8 +82,8 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
             "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
             "parameters": parameters(judge),
             "refused": [name for name in parameters(judge) if any(name not in record["request"] for record in used)],
-            "requests": {"sent": server.http.sent, "cached": cached},
-            "tokens": dict(server.tokens),
+            "requests": {"sent": client.http.sent, "cached": cached},
+            "tokens": dict(client.tokens),
         }
     publish(folder, requests, before, tally(requests, records), manifest)
 
@@ -236,17 +236,17 @@ class Transcript:
         self.records[record["key"]] = record
 
 
-async def ask_all(server: Server, requests: Collection[Request], transcript: Transcript) -> None:
+async def ask_all(client: JudgeClient, requests: Collection[Request], transcript: Transcript) -> None:
     """Ask until every request is in the transcript or the budget is spent."""
     queue = iter(requests)
     progress = tqdm(total=len(requests), desc="judge")
 
     async def work() -> None:
         for request in queue:
-            if server.over_budget():
+            if client.over_budget():
                 return
             try:
-                outcome = await server.ask(request.text)
+                outcome = await client.ask(request.text)
             except BudgetSpent:
                 return
             transcript.append(
@@ -255,12 +255,12 @@ async def ask_all(server: Server, requests: Collection[Request], transcript: Tra
             progress.update()
 
     async def crew() -> None:
-        async with server.client, asyncio.TaskGroup() as group:
-            for _ in range(server.judge.concurrency):
+        async with client.sdk, asyncio.TaskGroup() as group:
+            for _ in range(client.judge.concurrency):
                 group.create_task(work())
 
     working = asyncio.create_task(crew())
-    spent = asyncio.create_task(server.http.spent.wait())
+    spent = asyncio.create_task(client.http.spent.wait())
     await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
     # who is left now only sleeps before a retry that the budget has no room for; asyncio.run cancels them
     progress.close()

@@ -55,8 +55,8 @@ class CountingClient(openai.DefaultAsyncHttpxClient):
                 self.spent.set()
 
 
-class Server:
-    """An OpenAI-compatible server: what it was found to refuse, and what this run has used of it."""
+class JudgeClient:
+    """Asks an OpenAI-compatible server; keeps what it was found to refuse, and what this run has used of it."""
 
     def __init__(self, judge: JudgeConfig, key: str) -> None:
         self.judge, self.key = judge, key
@@ -64,7 +64,7 @@ class Server:
         self.tokens = Counter(input=0, output=0)
         self.unmetered = False
         self.http = CountingClient(judge.budget_requests)
-        self.client = openai.AsyncOpenAI(
+        self.sdk = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=judge.base_url,
             timeout=judge.timeout,
@@ -83,7 +83,7 @@ class Server:
         while True:
             request = {"model": self.judge.judge_model, "messages": [message], **self.parameters}
             try:
-                outcome = read_answer(await self.client.chat.completions.create(**request))
+                outcome = read_answer(await self.sdk.chat.completions.create(**request))
             except BudgetSpent:
                 raise
             except openai.APIStatusError as error:

@@ -513,7 +513,7 @@ def test_without_a_key_what_was_judged_still_counts(judge, folder, monkeypatch, 
     judge()
     before = verdicts(folder)
     monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.setattr("eval.judge.Server.ask", None)  # nothing may be asked
+    monkeypatch.setattr("eval.judge.JudgeClient.ask", None)  # nothing may be asked
     assert judge()[0] == 0
     assert verdicts(folder) == before
 
