@@ -255,14 +255,16 @@ async def ask_all(client: JudgeClient, requests: Collection[Request], transcript
             progress.update()
 
     async def crew() -> None:
-        async with client.sdk, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             for _ in range(client.judge.concurrency):
                 group.create_task(work())
 
-    working = asyncio.create_task(crew())
-    spent = asyncio.create_task(client.http.spent.wait())
-    await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
-    # who is left now only sleeps before a retry that the budget has no room for; asyncio.run cancels them
+    async with client.sdk:
+        working = asyncio.create_task(crew())
+        spent = asyncio.create_task(client.http.spent.wait())
+        await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()  # who is left only sleeps before a retry that the budget has no room for
+        (outcome,) = await asyncio.gather(working, return_exceptions=True)
     progress.close()
-    if working.done() and (group := working.exception()):
-        raise group.exceptions[0] from None
+    if isinstance(outcome, ExceptionGroup):
+        raise outcome.exceptions[0] from None

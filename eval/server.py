@@ -33,6 +33,11 @@ class BudgetSpent(openai.OpenAIError):
     """No further request may leave. One of the SDK's own errors, because those it does not retry."""
 
 
+def quota_is_exhausted(response: Any) -> bool:
+    """Whether an account has nothing left. A rate limit has the same status, but passes by itself."""
+    return response.status_code == 429 and '"insufficient_quota"' in response.text
+
+
 class CountingClient(openai.DefaultAsyncHttpxClient):
     """Counts the requests that leave, the SDK's retries among them, and lets no more than `limit` leave."""
 
@@ -48,7 +53,10 @@ class CountingClient(openai.DefaultAsyncHttpxClient):
         self.sent += 1
         self.flying += 1
         try:
-            return await super().send(*args, **options)
+            response = await super().send(*args, **options)
+            if quota_is_exhausted(response):
+                response.headers["x-should-retry"] = "false"  # which the SDK obeys
+            return response
         finally:
             self.flying -= 1
             if self.sent >= self.limit and not self.flying:
@@ -90,11 +98,10 @@ class JudgeClient:
                 if self._leave_out(error, request):
                     continue
                 status, said = error.status_code, str(error.body or error)
-                if status < 500 and status not in CONCERNS_ONE_REQUEST:
+                if remedy := remedy_for_all(error):
                     # "from None", as a traceback would show what the server said, which may be the key
                     raise UserError(
-                        f"the judge's server turns everything down ({self._redact(error.message)[:200]}); "
-                        "check OPENAI_API_KEY, judge_model and base_url"
+                        f"the judge's server turns everything down ({self._redact(error.message)[:200]}); {remedy}"
                     ) from None
                 outcome = {"failure": "rate limit" if status == 429 else f"http {status}", "detail": said}
             except openai.APIConnectionError as error:
@@ -132,6 +139,16 @@ class JudgeClient:
 
     def _redact(self, said: Any) -> Any:
         return said.replace(self.key, "[OPENAI_API_KEY]") if self.key and isinstance(said, str) else said
+
+
+def remedy_for_all(error: openai.APIStatusError) -> str | None:
+    """What to do about an error that any other request would meet, too; None if it concerns one request."""
+    if error.status_code == 402 or quota_is_exhausted(error.response):
+        return "the quota is exhausted: add credit or set another OPENAI_API_KEY, then run again; verdicts are kept"
+    concerns_one = error.status_code >= 500 or error.status_code in CONCERNS_ONE_REQUEST
+    if concerns_one and error.param != "model" and error.code != "model_not_found":
+        return None
+    return "check OPENAI_API_KEY, judge_model and base_url"
 
 
 def parameters(judge: JudgeConfig) -> dict[str, Any]:

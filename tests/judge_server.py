@@ -95,9 +95,9 @@ def verdict(name: str) -> Reply:
     return answer(json.dumps({"reason": "so it is", "verdict": name}))
 
 
-def error(status: int, message: str = "no", param: str | None = None, **headers: str) -> Reply:
+def error(status: int, message: str = "no", param: str | None = None, code: str | None = None, **headers: str) -> Reply:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, {"error": {"message": message, "param": param, "type": "t", "code": None}}, names)
+    return Reply(status, {"error": {"message": message, "param": param, "type": "t", "code": code}}, names)
 
 
 def replies(text: str) -> tuple[str, str]:

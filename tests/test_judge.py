@@ -441,13 +441,33 @@ def test_budget_needs_usage(judge, server):
     assert code == 2 and "reports no usage" in err and len(server.calls) <= 24 + 3
 
 
-@pytest.mark.parametrize("status", [307, 401, 403, 404])
-def test_a_wrong_key_or_model_stops_the_run(status, judge, folder, server):
-    server.behaviour = lambda call: error(status, f"I know nothing of {call.authorization}")
-    code, _, err = judge("--concurrency", 2)
+@pytest.mark.parametrize("budget", [1, 24])
+@pytest.mark.parametrize("status", [307, 400, 401, 402, 403, 404])
+def test_a_wrong_key_or_model_stops_the_run(status, budget, judge, folder, server):
+    server.behaviour = lambda call: error(
+        status, f"I know nothing of {call.authorization}", param="model" if status == 400 else None
+    )
+    code, _, err = judge("--concurrency", 2, "--budget_requests", budget)
     assert code == 2 and f"Error code: {status}" in err and "[OPENAI_API_KEY]" in err
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1 and "Traceback" not in err
     assert len(server.calls) <= 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_exhausted_quota_stops_the_run(concurrency, judge, folder, server):
+    """No request is tried again, and the next run goes on from the verdicts that there were."""
+    exhausted = error(429, "You exceeded your current quota", code="insufficient_quota")
+    server.behaviour = lambda call: fair(call) if len(server.calls) <= 8 else exhausted
+    code, _, err = judge("--concurrency", concurrency)
+    assert code == 2 and "the quota is exhausted" in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert len(server.calls) <= 8 + concurrency
+    records = read_jsonl(folder / "judge/transcript.jsonl")
+    assert all(record["verdict"] for record in records) and 8 - 2 * concurrency < len(records) <= 8
+
+    server.behaviour, before = fair, len(server.calls)
+    judge()
+    assert len(server.calls) == before + 24 - len(records) and verdicts(folder) == truth()
 
 
 ECHOES = [
