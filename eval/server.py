@@ -16,6 +16,7 @@ from eval.config import JudgeConfig
 from rlhf_trl.errors import UserError
 
 JSON = json.JSONDecoder()
+RECORD = dict.fromkeys(("request", "answer", "model", "usage", "verdict", "failure", "detail"))
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
 
@@ -109,11 +110,11 @@ class JudgeClient:
                 outcome = {"failure": "timeout" if timeout else "connection", "detail": str(error.__cause__)}
             except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
                 outcome = {"failure": "bad response", "detail": str(error)}
-            record = dict.fromkeys(("answer", "model", "usage", "verdict", "failure", "detail")) | outcome
+            record = RECORD | {"request": request} | outcome
             self.tokens.update(record["usage"])
             self.unmetered |= bool(record["verdict"] and not record["usage"])
             redacted = {name: self._redact(record[name]) for name in ("answer", "model", "detail")}
-            return {"request": request} | record | redacted
+            return record | redacted
 
     def over_budget(self) -> bool:
         """Whether the tokens or the money are spent.

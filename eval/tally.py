@@ -12,7 +12,8 @@ POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 class Request(NamedTuple):
-    """One comparison in one order ("ab": `a` is shown first) and the hash that its verdict is kept under."""
+    """One comparison in one order ("ab": `a` is shown first), the hash that its verdict is kept under, and whether its
+    replies are equal."""
 
     key: str
     a: str
@@ -21,6 +22,7 @@ class Request(NamedTuple):
     reply: int
     order: str
     text: str
+    equal: bool = False
 
 
 class Tally(NamedTuple):

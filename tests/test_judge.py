@@ -420,6 +420,44 @@ def test_budget_of_requests(behaviour, concurrency, judge, folder, server):
     assert len(server.calls) == budget + 24 - judged and verdicts(folder) == truth()
 
 
+def make_equal(folder: Path, prompts: range) -> None:
+    """Give sft the replies of ppo to these, but for white space."""
+    rows = {name: read_jsonl(folder / f"samples/{name}.jsonl") for name in ("sft", "ppo")}
+    for i in prompts:
+        rows["sft"][i]["completion"] = rows["ppo"][i]["completion"].strip()
+    write_jsonl(folder / "samples/sft.jsonl", rows["sft"])
+
+
+def test_equal_replies_are_a_tie_that_nobody_is_asked_for(judge, folder, server, monkeypatch):
+    make_equal(folder, range(2, 6))
+    server.behaviour = always_first
+    assert judge("--dry_run")[1].startswith("judge: 16 of 24 ")
+    _, line, _ = judge()
+    assert line.startswith("judge: 24 of 24 ") and len(server.calls) == 16
+    ties = {row["prompt"] for row in verdicts(folder) if row["orders"] == ["tie", "tie"]}
+    assert len(verdicts(folder)) == PROMPTS and ties == {2, 3, 4, 5}
+    written = manifest(folder)
+    assert written["equal_replies"] == 4 and written["requests"] == {"sent": 16, "cached": 0}
+    assert written["models_served"] == ["served-1"] and written["refused"] == []
+    judge()
+    assert manifest(folder)["requests"] == {"sent": 0, "cached": 16} and manifest(folder)["looks"] == []
+
+    monkeypatch.delenv("OPENAI_API_KEY")
+    make_equal(folder, range(PROMPTS))
+    code, line, _ = judge("--judge_model", "other", url=None)
+    assert code == 0 and line.startswith("judge: 24 of 24 ") and len(server.calls) == 16
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_equal_replies_beyond_the_budget_wait(concurrency, judge, folder):
+    """They alone would count, of all that is beyond."""
+    make_equal(folder, range(6, PROMPTS))
+    judge("--budget_requests", 4, "--concurrency", concurrency)
+    assert manifest(folder)["pending"] == 20 and [row["prompt"] for row in verdicts(folder)] == [0, 1]
+    judge()
+    assert manifest(folder)["pending"] == 0 and len(verdicts(folder)) == PROMPTS
+
+
 @pytest.mark.parametrize(
     "options",
     [
