@@ -186,18 +186,20 @@ def read_answer(completion: Any) -> dict:
 def parse_verdict(answer: str) -> str | None:
     """The verdict of the last JSON object that fits `Verdict`, where a reason may be missing and keys be added; None
     without such an object. What is thought before the answer, up to `</think>`, counts nowhere."""
-    verdict, thinking, end = None, False, 0
+    verdict, thinking, end, failed = None, False, 0, 0
     for mark in re.finditer(r'<think>|</think>|\{\s*"', answer):
-        if mark.start() < end:  # within what was read as JSON
+        if mark.start() < end:  # within an object
             continue
         if mark[0].startswith("<"):
-            verdict, thinking = None, mark[0] == "<think>"
+            verdict, thinking, failed = None, mark[0] == "<think>", 0
+            continue
+        if mark.start() < failed:  # within what is no object; so every character is read about once
             continue
         try:
             found, end = JSON.raw_decode(answer, mark.start())
             verdict = Verdict.model_validate({"reason": ""} | found).verdict
         except json.JSONDecodeError as error:
-            end = error.pos  # to read every character once
+            failed = error.pos
         except ValueError:  # another object, or a number too long to read
             continue
         except RecursionError:

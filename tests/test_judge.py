@@ -343,11 +343,12 @@ def test_a_verdict_is_the_same_however_it_is_put(form, judge, folder, server):
             "second",
         ),
         ('{"verdict": "second"} {"verdict": "neither"} {"verdict": null}', "second"),
+        ('<think>Say {"reason": "so</think>{"verdict": "second"}', "second"),
         ('<think>{"verdict": "first"}</think>I cannot tell.', None),
         ('{"verdict": "first"}, said I. <think>Or', None),
         ('{"verdict": "first", "reason": {"verdict": "tie"}}', None),
         ('{"answer": {"verdict": "first"}}', None),
-        ('{"verdict": "first", ', None),
+        ('{"draft": {"verdict": "first"}, ', None),
         *((start * 30_000, None) for start in ("{{{", '{"', '{"a":[', '{"a":{"b":')),
     ],
 )
