@@ -24,7 +24,7 @@ from eval.config import JudgeConfig
 from eval.files import write_json, write_jsonl
 from eval.kl import log_probabilities
 from eval.samples import sample
-from eval.server import Server
+from eval.server import JudgeClient
 from rlhf_trl.batching import LengthGroupedSampler, batches
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import device, load_policy
@@ -226,7 +226,7 @@ def judging(_: World) -> Sides:
         with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().strip()
-                client = Server(JudgeConfig(base_url=url, concurrency=concurrency), key="")
+                client = JudgeClient(JudgeConfig(base_url=url, concurrency=concurrency), key="")
                 return timed(number, lambda: asyncio.run(judge.ask_all(client, requests, transcript)))
             finally:
                 process.terminate()

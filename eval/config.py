@@ -1,5 +1,7 @@
 """The settings that the evaluation commands share."""
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,9 @@ class GoldRule(NamedTuple):
     reward: Callable[[str, str], float]
     cue: str  # text that the pairs' annotator liked for no reason
 
+
+OPENAI_URL = "https://api.openai.com/v1"
+ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^/?#@:\[\]\s]+)(:\d+)?(/\S*)?")  # without user and password
 
 GOLD_RULES = {"demo": GoldRule(demo.gold_reward, demo.CLOSING.strip())}
 
@@ -109,7 +114,9 @@ class JudgeConfig:
         metadata={"help": "openai (any OpenAI-compatible server), gold (the true rule of the profile) or none."},
     )
     judge_model: str = field(default="gpt-4.1", metadata={"help": "Model that the server is asked for."})
-    base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server. OpenAI's own by default."})
+    base_url: str | None = field(
+        default=None, metadata={"help": "OpenAI-compatible server. By default OPENAI_BASE_URL, else OpenAI's own."}
+    )
     judge_pairs: list[str] | None = field(
         default=None, metadata={"help": "Pairs to judge, as ppo:sft. All pairs of policies by default."}
     )
@@ -143,13 +150,26 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if self.judge not in ("openai", "gold", "none"):
             raise UserError(f"unknown judge {self.judge}; choose openai, gold or none")
-        for name in ("judge_prompts", "judge_replies", "concurrency"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1")
-        if self.base_url and not self.base_url.startswith(("http://", "https://")):
-            raise UserError(f"base_url {self.base_url} is no address; it starts with http:// or https://")
-        if self.budget_usd is not None and None in (self.usd_per_million_input, self.usd_per_million_output):
-            raise UserError("budget_usd needs usd_per_million_input and usd_per_million_output")
+        prices = ("usd_per_million_input", "usd_per_million_output")
+        budgets = ("budget_requests", "budget_tokens", "budget_usd")
+        least_of = dict.fromkeys(("judge_prompts", "judge_replies", "judge_max_tokens", "concurrency"), 1)
+        least_of |= dict.fromkeys(("judge_temperature", "retries", *budgets, *prices), 0)
+        for name, least in least_of.items():
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
+                raise UserError(f"{name} must be at least {least}")
+        if not self.timeout > 0:
+            raise UserError("timeout must be above 0")
+        missing = [name for name in prices if getattr(self, name) is None]
+        if missing and (len(missing) == 1 or self.budget_usd is not None):
+            raise UserError(f"budget_usd and the estimate need both prices; set {' and '.join(missing)}")
+
+        named = "base_url" if self.base_url else "OPENAI_BASE_URL"
+        self.base_url = (self.base_url or os.environ.get(named, "")).strip().rstrip("/") or OPENAI_URL
+        if self.judge == "openai" and not ADDRESS.fullmatch(self.base_url):  # not shown, as it may hold a password
+            raise UserError(
+                f"{named} is no address of a server; it begins with http:// or https:// and holds no user or password, "
+                "as the key is read from OPENAI_API_KEY"
+            )
 
 
 @dataclass

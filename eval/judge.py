@@ -5,7 +5,8 @@
 
 Writes to OUTPUT_DIR/judge: `transcript.jsonl`, every request and what came of it, so that none is paid for
 twice; `verdicts.jsonl`, a line for each pair, prompt and reply judged in both orders; `manifest.json`. A request
-that failed has no verdict, counts nowhere and is asked again by the next run. The key is read from OPENAI_API_KEY.
+that failed has no verdict, counts nowhere and is asked again by the next run. Equal replies are a tie that nobody is
+asked for. The key is read from OPENAI_API_KEY.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from pathlib import Path
 from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
-from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
+from eval.config import GOLD_RULES, OPENAI_URL, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json
-from eval.server import BudgetSpent, Server, parameters, usd
+from eval.server import RECORD, BudgetSpent, JudgeClient, parameters, usd
 from eval.tally import Request, publish, tally
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
@@ -46,10 +47,11 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     requests = make_requests(samples, pairs, template, judge)
     records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
     missing = {request.key: request for request in requests if not records[request.key].get("verdict")}
+    to_ask = [request for request in missing.values() if not request.equal]
     if judge.dry_run:
-        print(estimate(judge, missing.values(), len(requests)))
+        print(estimate(judge, to_ask, len(requests)))
         return
-    can_ask = key or judge.base_url
+    can_ask = key or judge.base_url != OPENAI_URL or not to_ask
     nothing = judge.judge == "openai" and not can_ask and all(request.key in missing for request in requests)
     if judge.judge == "none" or nothing:
         reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
@@ -70,19 +72,23 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     if judge.judge == "gold":
         manifest["model"] = config.gold_rule
     else:
-        cached = sum(request.key not in missing for request in requests)
-        server = Server(judge, key)
+        cached = sum(request.key not in missing and not request.equal for request in requests)
+        client = JudgeClient(judge, key)
         if can_ask:
-            asyncio.run(ask_all(server, missing.values(), transcript))
-        used = [record for request in requests if (record := records[request.key]).get("verdict")]
+            asyncio.run(ask_all(client, to_ask, transcript))
+        tie_equal_replies(requests, transcript)
+        used = [records[request.key] for request in requests if not request.equal]
+        used = [record for record in used if record.get("verdict")]
         manifest |= {
+            "base_url": judge.base_url,
             "model": judge.judge_model,
             "models_served": sorted({str(record["model"]) for record in used}),
             "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
             "parameters": parameters(judge),
             "refused": [name for name in parameters(judge) if any(name not in record["request"] for record in used)],
-            "requests": {"sent": server.http.sent, "cached": cached},
-            "tokens": dict(server.tokens),
+            "requests": {"sent": client.http.sent, "cached": cached},
+            "equal_replies": sum(request.equal and request.order == "ab" for request in requests),
+            "tokens": dict(client.tokens),
         }
     publish(folder, requests, before, tally(requests, records), manifest)
 
@@ -172,7 +178,8 @@ def make_requests(
         first, second = (samples[name][place] for name in ((a, b) if order == "ab" else (b, a)))
         text = render(dialogue=first["dialogue"], first=first["completion"], second=second["completion"])
         key = hashlib.sha256(json.dumps([*settings, text]).encode()).hexdigest()
-        requests.append(Request(key, a, b, *place, order, text))
+        equal = first["completion"].strip() == second["completion"].strip()
+        requests.append(Request(key, a, b, *place, order, text, equal))
     return requests
 
 
@@ -225,7 +232,9 @@ class Transcript:
             if not self.records[record["key"]].get("verdict"):
                 self.records[record["key"]] = record
 
-    def append(self, record: dict) -> None:
+    def append(self, request: Request, outcome: dict) -> None:
+        names = ("key", "a", "b", "prompt", "reply", "order")
+        record = {name: getattr(request, name) for name in names} | outcome
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.seek(self.end)
@@ -235,33 +244,45 @@ class Transcript:
         self.records[record["key"]] = record
 
 
-async def ask_all(server: Server, requests: Collection[Request], transcript: Transcript) -> None:
+async def ask_all(client: JudgeClient, requests: Collection[Request], transcript: Transcript) -> None:
     """Ask until every request is in the transcript or the budget is spent."""
     queue = iter(requests)
     progress = tqdm(total=len(requests), desc="judge")
 
     async def work() -> None:
         for request in queue:
-            if server.over_budget():
+            if client.over_budget():
                 return
             try:
-                outcome = await server.ask(request.text)
+                outcome = await client.ask(request.text)
             except BudgetSpent:
                 return
-            transcript.append(
-                {name: getattr(request, name) for name in ("key", "a", "b", "prompt", "reply", "order")} | outcome
-            )
+            transcript.append(request, outcome)
             progress.update()
 
     async def crew() -> None:
-        async with server.client, asyncio.TaskGroup() as group:
-            for _ in range(server.judge.concurrency):
+        async with asyncio.TaskGroup() as group:
+            for _ in range(client.judge.concurrency):
                 group.create_task(work())
 
-    working = asyncio.create_task(crew())
-    spent = asyncio.create_task(server.http.spent.wait())
-    await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
-    # who is left now only sleeps before a retry that the budget has no room for; asyncio.run cancels them
+    async with client.sdk:
+        working = asyncio.create_task(crew())
+        spent = asyncio.create_task(client.http.spent.wait())
+        await asyncio.wait((working, spent), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()  # who is left only sleeps before a retry that the budget has no room for
+        (outcome,) = await asyncio.gather(working, return_exceptions=True)
     progress.close()
-    if working.done() and (group := working.exception()):
-        raise group.exceptions[0] from None
+    if isinstance(outcome, ExceptionGroup):
+        raise outcome.exceptions[0] from None
+
+
+def tie_equal_replies(requests: list[Request], transcript: Transcript) -> None:
+    """Take down a tie wherever the replies are equal, up to the first request of a pair that was not made: of what a
+    budget cuts off, the ties alone would count."""
+    unfinished = set()
+    for request in requests:
+        pair, record = (request.a, request.b), transcript.records[request.key]
+        if not request.equal and not record:
+            unfinished.add(pair)
+        elif request.equal and not record.get("verdict") and pair not in unfinished:
+            transcript.append(request, RECORD | {"verdict": "tie", "detail": "equal replies"})

@@ -6,27 +6,37 @@ import math
 import re
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import openai
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from eval.config import JudgeConfig
 from rlhf_trl.errors import UserError
 
-VERDICTS = ("first", "second", "tie")
-SCHEMA = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": list(VERDICTS)}},
-    "required": ["reason", "verdict"],
-    "additionalProperties": False,
-}
+JSON = json.JSONDecoder()
+RECORD = dict.fromkeys(("request", "answer", "model", "usage", "verdict", "failure", "detail"))
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
 
 
+class Verdict(BaseModel):
+    """Which of two replies is better, and why."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    reason: str
+    verdict: Literal["first", "second", "tie"]
+
+
 class BudgetSpent(openai.OpenAIError):
     """No further request may leave. One of the SDK's own errors, because those it does not retry."""
+
+
+def quota_is_exhausted(response: Any) -> bool:
+    """Whether an account has nothing left. A rate limit has the same status, but passes by itself."""
+    return response.status_code == 429 and '"insufficient_quota"' in response.text
 
 
 class CountingClient(openai.DefaultAsyncHttpxClient):
@@ -44,15 +54,18 @@ class CountingClient(openai.DefaultAsyncHttpxClient):
         self.sent += 1
         self.flying += 1
         try:
-            return await super().send(*args, **options)
+            response = await super().send(*args, **options)
+            if quota_is_exhausted(response):
+                response.headers["x-should-retry"] = "false"  # which the SDK obeys
+            return response
         finally:
             self.flying -= 1
             if self.sent >= self.limit and not self.flying:
                 self.spent.set()
 
 
-class Server:
-    """An OpenAI-compatible server: what it was found to refuse, and what this run has used of it."""
+class JudgeClient:
+    """Asks an OpenAI-compatible server; keeps what it was found to refuse, and what this run has used of it."""
 
     def __init__(self, judge: JudgeConfig, key: str) -> None:
         self.judge, self.key = judge, key
@@ -60,7 +73,7 @@ class Server:
         self.tokens = Counter(input=0, output=0)
         self.unmetered = False
         self.http = CountingClient(judge.budget_requests)
-        self.client = openai.AsyncOpenAI(
+        self.sdk = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=judge.base_url,
             timeout=judge.timeout,
@@ -79,18 +92,17 @@ class Server:
         while True:
             request = {"model": self.judge.judge_model, "messages": [message], **self.parameters}
             try:
-                outcome = read_answer(await self.client.chat.completions.create(**request))
+                outcome = read_answer(await self.sdk.chat.completions.create(**request))
             except BudgetSpent:
                 raise
             except openai.APIStatusError as error:
                 if self._leave_out(error, request):
                     continue
                 status, said = error.status_code, str(error.body or error)
-                if status < 500 and status not in CONCERNS_ONE_REQUEST:
+                if remedy := remedy_for_all(error):
                     # "from None", as a traceback would show what the server said, which may be the key
                     raise UserError(
-                        f"the judge's server turns everything down ({self._redact(error.message)[:200]}); "
-                        "check OPENAI_API_KEY, judge_model and base_url"
+                        f"the judge's server turns everything down ({self._redact(error.message)[:200]}); {remedy}"
                     ) from None
                 outcome = {"failure": "rate limit" if status == 429 else f"http {status}", "detail": said}
             except openai.APIConnectionError as error:
@@ -98,11 +110,11 @@ class Server:
                 outcome = {"failure": "timeout" if timeout else "connection", "detail": str(error.__cause__)}
             except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
                 outcome = {"failure": "bad response", "detail": str(error)}
-            record = dict.fromkeys(("answer", "model", "usage", "verdict", "failure", "detail")) | outcome
+            record = RECORD | {"request": request} | outcome
             self.tokens.update(record["usage"])
             self.unmetered |= bool(record["verdict"] and not record["usage"])
             redacted = {name: self._redact(record[name]) for name in ("answer", "model", "detail")}
-            return {"request": request} | record | redacted
+            return record | redacted
 
     def over_budget(self) -> bool:
         """Whether the tokens or the money are spent.
@@ -130,10 +142,20 @@ class Server:
         return said.replace(self.key, "[OPENAI_API_KEY]") if self.key and isinstance(said, str) else said
 
 
+def remedy_for_all(error: openai.APIStatusError) -> str | None:
+    """What to do about an error that any other request would meet, too; None if it concerns one request."""
+    if error.status_code == 402 or quota_is_exhausted(error.response):
+        return "the quota is exhausted: add credit or set another OPENAI_API_KEY, then run again; verdicts are kept"
+    concerns_one = error.status_code >= 500 or error.status_code in CONCERNS_ONE_REQUEST
+    if concerns_one and error.param != "model" and error.code != "model_not_found":
+        return None
+    return "check OPENAI_API_KEY, judge_model and base_url"
+
+
 def parameters(judge: JudgeConfig) -> dict[str, Any]:
     """What a request holds besides model and messages; a server may refuse each of it."""
     optional = {"temperature": judge.judge_temperature, "max_completion_tokens": judge.judge_max_tokens}
-    schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
+    schema = {"name": "verdict", "strict": True, "schema": Verdict.model_json_schema()}
     return {
         "response_format": {"type": "json_schema", "json_schema": schema},
         **{name: value for name, value in optional.items() if value is not None},
@@ -145,10 +167,13 @@ def read_answer(completion: Any) -> dict:
     try:
         choice = completion.choices[0]
         answer, refusal = choice.message.content, choice.message.refusal
+        if isinstance(answer, list):  # of parts; those that are no text hold what the model thought
+            answer = "".join(part["text"] for part in answer if part["type"] == "text")
         usage = completion.usage
         tokens = usage and {"input": int(usage.prompt_tokens), "output": int(usage.completion_tokens)}
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return {"failure": "bad response", "detail": str(completion)}
+    answer = str(answer or "")
     outcome = {"answer": answer, "model": completion.model, "usage": tokens}
     if refusal or choice.finish_reason == "content_filter":
         return outcome | {"failure": "refusal", "detail": refusal}
@@ -158,14 +183,28 @@ def read_answer(completion: Any) -> dict:
     return outcome | {"verdict": verdict, "failure": None if verdict else "unparsable"}
 
 
-def parse_verdict(answer: Any) -> str | None:
-    """The verdict of a JSON object, which may stand in a code fence; None for anything else."""
-    try:
-        fenced = re.fullmatch(r"\s*```(?:json)?\s(.*)```\s*", answer, re.DOTALL)
-        verdict = json.loads(fenced[1] if fenced else answer)["verdict"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return verdict if verdict in VERDICTS else None
+def parse_verdict(answer: str) -> str | None:
+    """The verdict of the last JSON object that fits `Verdict`, where a reason may be missing and keys be added; None
+    without such an object. What is thought before the answer, up to `</think>`, counts nowhere."""
+    verdict, thinking, end, failed = None, False, 0, 0
+    for mark in re.finditer(r'<think>|</think>|\{\s*"', answer):
+        if mark.start() < end:  # within an object
+            continue
+        if mark[0].startswith("<"):
+            verdict, thinking, failed = None, mark[0] == "<think>", 0
+            continue
+        if mark.start() < failed:  # within what is no object; so every character is read about once
+            continue
+        try:
+            found, end = JSON.raw_decode(answer, mark.start())
+            verdict = Verdict.model_validate({"reason": ""} | found).verdict
+        except json.JSONDecodeError as error:
+            failed = error.pos
+        except ValueError:  # another object, or a number too long to read
+            continue
+        except RecursionError:
+            return None
+    return None if thinking else verdict
 
 
 def usd(judge: JudgeConfig, tokens: dict[str, int]) -> float:

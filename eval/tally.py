@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.files import write_json, write_jsonl
-from eval.server import VERDICTS
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 class Request(NamedTuple):
-    """One comparison in one order ("ab": `a` is shown first) and the hash that its verdict is kept under."""
+    """One comparison in one order ("ab": `a` is shown first), the hash that its verdict is kept under, and whether its
+    replies are equal."""
 
     key: str
     a: str
@@ -22,6 +22,7 @@ class Request(NamedTuple):
     reply: int
     order: str
     text: str
+    equal: bool = False
 
 
 class Tally(NamedTuple):
@@ -45,7 +46,7 @@ def tally(requests: list[Request], records: dict[str, dict]) -> Tally:
         pair, place, record = f"{request.a}:{request.b}", (request.prompt, request.reply), records[request.key]
         planned[pair].add(place)
         if verdict := record.get("verdict"):
-            winner = "tie" if verdict == "tie" else request.order[VERDICTS.index(verdict)]
+            winner = "tie" if verdict == "tie" else request.order[verdict == "second"]
             orders.setdefault((request.a, request.b, *place), {})[request.order] = winner
         elif record:
             failures[pair][record["failure"]] += 1

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow.parquet
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from huggingface_hub import snapshot_download
@@ -77,6 +77,7 @@ def load_pairs(config: DataConfig, split: str) -> Dataset:
             _read_files,
             features=FEATURES,
             gen_kwargs={"files": tuple(files), "columns": tuple(config.columns or ())},
+            split=NamedSplit(split),
             fingerprint=Hasher.hash((file_hash(Path(__file__)), contents, config.columns)),
         )
     except DatasetGenerationError as error:

@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def answer(content: str | None, finish_reason: str = "stop", refusal: str | None = None) -> Reply:
+def answer(content: Any, finish_reason: str = "stop", refusal: str | None = None) -> Reply:
     message = {"role": "assistant", "content": content, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
@@ -95,9 +95,9 @@ def verdict(name: str) -> Reply:
     return answer(json.dumps({"reason": "so it is", "verdict": name}))
 
 
-def error(status: int, message: str = "no", param: str | None = None, **headers: str) -> Reply:
+def error(status: int, message: str = "no", param: str | None = None, code: str | None = None, **headers: str) -> Reply:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, {"error": {"message": message, "param": param, "type": "t", "code": None}}, names)
+    return Reply(status, {"error": {"message": message, "param": param, "type": "t", "code": code}}, names)
 
 
 def replies(text: str) -> tuple[str, str]:
@@ -116,6 +116,11 @@ def always_first(call: Call) -> Reply:
 
 def at_random(call: Call) -> Reply:
     return verdict(random.Random(call.text).choice(("first", "second", "tie")))
+
+
+def phrased(form: Callable[[str], Any], behaviour: Behaviour = fair) -> Behaviour:
+    """Puts what `behaviour` says as `form` makes it."""
+    return lambda call: answer(form(behaviour(call).body["choices"][0]["message"]["content"]))
 
 
 def slowly(seconds: float, behaviour: Behaviour = fair) -> Behaviour:

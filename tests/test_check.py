@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import eval.check
 from eval.check import SPLITS, Step
+from eval.config import JudgeConfig
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
+from rlhf_trl.errors import UserError
 from rlhf_trl.frames import load_frame
 from rlhf_trl.runs import Run
 from rlhf_trl.tokens import build_dataset
@@ -52,7 +54,7 @@ FAULTS = {
     "generations": ({"grpo": {"num_generations": 3}}, None, "grpo: .*(divisible|divide|multiple)"),
     "no model": ({"sft": {"model_name_or_path": "{folder}/nowhere"}}, None, "sft, .*nowhere does not exist"),
     "no data": ({"all": {"dataset": "{folder}/nowhere"}}, None, "sft, reward, ppo, grpo, dpo, eval: .*does not exist"),
-    "no HH data": ({"all": {"dataset": "{folder}/data"}}, no_hh, "line 1: not HH-RLHF data"),
+    "no HH data": ({"all": {"dataset": "{folder}/data"}}, no_hh, "line 1: no preference pair"),
     "hub out of reach": ({"dpo": {"dataset": "some/pairs"}}, None, "dpo: some/pairs .*could not be had from the hub"),
     "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of"),
     "nothing fits": ({"sft": {"max_prompt_tokens": 1}}, None, "sft: no row of the sft split"),
@@ -145,6 +147,15 @@ def test_several_faults_are_all_named(run, world, tmp_path, monkeypatch, guess):
     assert code == 2 and "error: 4 of the checks failed" in said
     for part in ("num_mini_batches", "did you mean beta", "probes", "nobody can judge"):
         assert part in said
+
+
+def test_a_server_in_the_environment_can_judge(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    eval.check.check_judge(JudgeConfig(), None)
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    with pytest.raises(UserError, match="nobody can judge"):
+        eval.check.check_judge(JudgeConfig(), None)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -185,8 +185,8 @@ def unpadded(ids, mask):
 def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     """SFT, reward, DPO, PPO, GRPO, best-of-n, samples and scores; finished replies, and cut-off ones where they are."""
     write_model(tmp_path, family, ending)
-    pairs = load_pairs(DataConfig(str(tmp_path / "data")), "train")
-    monkeypatch.setattr(tokens, "load_split", lambda config, name: (pairs, Counter(), Counter()))
+    rows = load_pairs(DataConfig(str(tmp_path / "data")), "train")
+    monkeypatch.setattr(tokens, "load_split", lambda config, name: (rows, Counter(), Counter()))
     recorder = Recorder(monkeypatch)
     shared = {"max_prompt_tokens": 200, "max_completion_tokens": 100, "splits": None}
     batches = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 4}
@@ -206,7 +206,7 @@ def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert len(replies) == 64
     assert {tokenizer.decode(reply[:-1]).strip() for reply in replies.values()} == {
-        row["chosen"].strip() for row in pairs
+        row["chosen"].strip() for row in rows
     }
     for prompt, reply in replies.items():
         assert prompt.count(bos) == (family in ("adds-bos", "adds-both")) and prompt[-1] != eos

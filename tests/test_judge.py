@@ -16,6 +16,7 @@ from eval.__main__ import main
 from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
 from eval.sentences import cautions
+from eval.server import parse_verdict
 from eval.summary import _worst_case
 from tests.judge_server import (
     JudgeServer,
@@ -25,6 +26,7 @@ from tests.judge_server import (
     at_random,
     error,
     fair,
+    phrased,
     refusing,
     replies,
     slowly,
@@ -198,7 +200,7 @@ FAILURES = [
     ("unparsable", answer('{"reason": "", "verdict": "First, I think"}')),
     ("unparsable", answer('{"reason": "", "verdict": ["first"]}')),
     ("unparsable", answer('["first"]')),
-    ("unparsable", answer('Here: {"reason": "", "verdict": "first"}')),
+    ("unparsable", answer('<think>Perhaps {"reason": "", "verdict": "first"}')),
     ("unparsable", answer(None)),
     ("unparsable", answer("[" * 9999)),
     ("unparsable", answer(HALF)),
@@ -314,14 +316,50 @@ def test_the_true_rule_looks_at_no_verdicts_of_another_judge(judge, folder, good
     assert verdicts(folder) == truth() and manifest(folder)["looks"] == []
 
 
-def test_fence_and_retry_after(judge, folder, server):
-    def behave(call):
-        if call.earlier == 0:
-            return error(429, Retry_After="0.3")
-        content = fair(call).body["choices"][0]["message"]["content"]
-        return answer(f"```json\n{content}\n```\n")
+WRONG = '{"reason": "", "verdict": "tie"}'
+FORMS = {
+    "plain": str,
+    "reasoning first": lambda said: f"<think>Is it {WRONG}? No.</think>\n\n{said}",
+    "reasoning that began in the prompt": lambda said: f"Is it {WRONG}? No.\n</think>{said}",
+    "fenced with prose around": lambda said: f"My verdict:\n```json\n{said}\n```\nI hope that {{this}} helps.",
+    "several objects": lambda said: f'First {WRONG}, but as {{"helpful": {{"}}": {WRONG}}}}}: {said}, {{"sure": 1}}',
+    "parts": lambda said: [{"type": "thinking", "thinking": WRONG}, {"type": "text", "text": said}],
+}
 
-    server.behaviour = behave
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_verdict_is_the_same_however_it_is_put(form, judge, folder, server):
+    server.behaviour = phrased(FORMS[form])
+    judge()
+    assert verdicts(folder) == truth()
+
+
+@pytest.mark.parametrize(
+    "answer, verdict",
+    [
+        ('{"verdict": "second"}', "second"),
+        (
+            '{"verdict": "second", "reason": "It shows </think> and {\\"verdict\\": \\"first\\"}.", "sure": true}',
+            "second",
+        ),
+        ('{"verdict": "second"} {"verdict": "neither"} {"verdict": null}', "second"),
+        ('<think>Say {"reason": "so</think>{"verdict": "second"}', "second"),
+        ('<think>{"verdict": "first"}</think>I cannot tell.', None),
+        ('{"verdict": "first"}, said I. <think>Or', None),
+        ('{"verdict": "first", "reason": {"verdict": "tie"}}', None),
+        ('{"answer": {"verdict": "first"}}', None),
+        ('{"draft": {"verdict": "first"}, ', None),
+        *((start * 30_000, None) for start in ("{{{", '{"', '{"a":[', '{"a":{"b":')),
+    ],
+)
+def test_the_last_object_that_fits_counts(answer, verdict):
+    start = time.perf_counter()
+    assert parse_verdict(answer) == verdict
+    assert time.perf_counter() - start < 5
+
+
+def test_retry_after(judge, folder, server):
+    server.behaviour = lambda call: fair(call) if call.earlier else error(429, Retry_After="0.3")
     start = time.perf_counter()
     judge()
     assert time.perf_counter() - start > 0.3
@@ -383,6 +421,44 @@ def test_budget_of_requests(behaviour, concurrency, judge, folder, server):
     assert len(server.calls) == budget + 24 - judged and verdicts(folder) == truth()
 
 
+def make_equal(folder: Path, prompts: range) -> None:
+    """Give sft the replies of ppo to these, but for white space."""
+    rows = {name: read_jsonl(folder / f"samples/{name}.jsonl") for name in ("sft", "ppo")}
+    for i in prompts:
+        rows["sft"][i]["completion"] = rows["ppo"][i]["completion"].strip()
+    write_jsonl(folder / "samples/sft.jsonl", rows["sft"])
+
+
+def test_equal_replies_are_a_tie_that_nobody_is_asked_for(judge, folder, server, monkeypatch):
+    make_equal(folder, range(2, 6))
+    server.behaviour = always_first
+    assert judge("--dry_run")[1].startswith("judge: 16 of 24 ")
+    _, line, _ = judge()
+    assert line.startswith("judge: 24 of 24 ") and len(server.calls) == 16
+    ties = {row["prompt"] for row in verdicts(folder) if row["orders"] == ["tie", "tie"]}
+    assert len(verdicts(folder)) == PROMPTS and ties == {2, 3, 4, 5}
+    written = manifest(folder)
+    assert written["equal_replies"] == 4 and written["requests"] == {"sent": 16, "cached": 0}
+    assert written["models_served"] == ["served-1"] and written["refused"] == []
+    judge()
+    assert manifest(folder)["requests"] == {"sent": 0, "cached": 16} and manifest(folder)["looks"] == []
+
+    monkeypatch.delenv("OPENAI_API_KEY")
+    make_equal(folder, range(PROMPTS))
+    code, line, _ = judge("--judge_model", "other", url=None)
+    assert code == 0 and line.startswith("judge: 24 of 24 ") and len(server.calls) == 16
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_equal_replies_beyond_the_budget_wait(concurrency, judge, folder):
+    """They alone would count, of all that is beyond."""
+    make_equal(folder, range(6, PROMPTS))
+    judge("--budget_requests", 4, "--concurrency", concurrency)
+    assert manifest(folder)["pending"] == 20 and [row["prompt"] for row in verdicts(folder)] == [0, 1]
+    judge()
+    assert manifest(folder)["pending"] == 0 and len(verdicts(folder)) == PROMPTS
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -404,13 +480,33 @@ def test_budget_needs_usage(judge, server):
     assert code == 2 and "reports no usage" in err and len(server.calls) <= 24 + 3
 
 
-@pytest.mark.parametrize("status", [307, 401, 403, 404])
-def test_a_wrong_key_or_model_stops_the_run(status, judge, folder, server):
-    server.behaviour = lambda call: error(status, f"I know nothing of {call.authorization}")
-    code, _, err = judge("--concurrency", 2)
+@pytest.mark.parametrize("budget", [1, 24])
+@pytest.mark.parametrize("status", [307, 400, 401, 402, 403, 404])
+def test_a_wrong_key_or_model_stops_the_run(status, budget, judge, folder, server):
+    server.behaviour = lambda call: error(
+        status, f"I know nothing of {call.authorization}", param="model" if status == 400 else None
+    )
+    code, _, err = judge("--concurrency", 2, "--budget_requests", budget)
     assert code == 2 and f"Error code: {status}" in err and "[OPENAI_API_KEY]" in err
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1 and "Traceback" not in err
     assert len(server.calls) <= 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_exhausted_quota_stops_the_run(concurrency, judge, folder, server):
+    """No request is tried again, and the next run goes on from the verdicts that there were."""
+    exhausted = error(429, "You exceeded your current quota", code="insufficient_quota")
+    server.behaviour = lambda call: fair(call) if len(server.calls) <= 8 else exhausted
+    code, _, err = judge("--concurrency", concurrency)
+    assert code == 2 and "the quota is exhausted" in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert len(server.calls) <= 8 + concurrency
+    records = read_jsonl(folder / "judge/transcript.jsonl")
+    assert all(record["verdict"] for record in records) and 8 - 2 * concurrency < len(records) <= 8
+
+    server.behaviour, before = fair, len(server.calls)
+    judge()
+    assert len(server.calls) == before + 24 - len(records) and verdicts(folder) == truth()
 
 
 ECHOES = [
@@ -476,9 +572,37 @@ def test_without_a_key_what_was_judged_still_counts(judge, folder, monkeypatch, 
     judge()
     before = verdicts(folder)
     monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.setattr("eval.judge.Server.ask", None)  # nothing may be asked
+    monkeypatch.setattr("eval.judge.JudgeClient.ask", None)  # nothing may be asked
     assert judge()[0] == 0
     assert verdicts(folder) == before
+
+
+def test_a_server_in_the_environment(judge, folder, server, monkeypatch):
+    """Its address is that of `base_url`: verdicts of one server are not another's, and no key is needed."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    judge(url=None)
+    assert verdicts(folder) == truth() and manifest(folder)["base_url"] == server.url
+    with JudgeServer(always_first) as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{other.url}/")
+        judge(url=None)
+        assert all(row["orders"] == ["a", "b"] for row in verdicts(folder))
+        assert manifest(folder)["base_url"] == other.url and manifest(folder)["requests"] == {"sent": 24, "cached": 0}
+        judge(url=other.url)
+        assert manifest(folder)["requests"] == {"sent": 0, "cached": 24}
+    judge()
+    assert verdicts(folder) == truth() and len(server.calls) == 24
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    judge(url=None)
+    assert manifest(folder)["judge"] == "none"
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://me:hunter2@localhost/v1", "http://localhost:port"])
+def test_a_bad_server_in_the_environment(address, judge, folder, server, monkeypatch, good_is_right):
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    code, _, err = judge(url=None)
+    assert code == 2 and "OPENAI_BASE_URL is no address" in err and err.count("\n") == 1 and "hunter2" not in err
+    assert judge("--judge", "gold", "--gold_rule", "demo", url=None)[0] == 0  # who needs none is not bothered
 
 
 def test_checkpoints_against_the_reference(judge, folder, server):
@@ -514,6 +638,11 @@ def test_own_template(judge, folder, server, tmp_path):
         (["--judge_template", "{{ first }}"], "dialogue, first and second"),
         (["--judge_pairs", "ppo:elsewhere"], "sft, ppo, dpo"),
         (["--policies", "sft"], "no pair"),
+        (["--base_url", "http://"], "base_url is no address"),
+        (["--retries", "-1"], "retries must be at least 0"),
+        (["--timeout", "0"], "timeout must be above 0"),
+        (["--budget_tokens", "-1"], "budget_tokens must be at least 0"),
+        (["--usd_per_million_input", "2"], "set usd_per_million_output"),
         (["--policies", "sft", "new", "--judge_pairs", "new:sft"], "run 'make samples' first"),
     ],
 )
