@@ -23,6 +23,7 @@ from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.preferences import find_files
 from rlhf_trl.tokens import UNFIT, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file
@@ -45,13 +46,14 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         print(f"{name}: {len(rows)} rows, {tables[name]['kept'].sum()} of them are used")
     for file, count in files.items():
         print(f"read {file}: {count} rows")
+    files_of = {"train": "sft"} | ({"test": "eval"} if find_files(data_config, "test") else {})
     summary = {
         **asdict(data_config),
         "shares": data_config.splits,
         "tokenizer": counting.tokenizer,
         "files": files,
         # all splits but eval are parts of one file
-        "contract": {file: _without(dropped[name]) for file, name in (("train", "sft"), ("test", "eval"))},
+        "contract": {file: _without(dropped[name]) for file, name in files_of.items()},
         "splits": {name: {"prompts": len(keys[name]), **summarise(tables[name], dropped[name])} for name in tables},
         "overlaps": overlaps(keys),
     }

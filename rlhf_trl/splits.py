@@ -37,7 +37,7 @@ def load_split(config: DataConfig, name: str) -> tuple[Dataset, Counter, Counter
     if name in ("policy", "eval"):
         unique = {keys[i]: i for i in reversed(kept)}
         dropped["prompt repeated"] += len(kept) - len(unique)
-        kept = sorted(unique.values())
+        kept = list(unique.values())[::-1]
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
         raise UserError(
