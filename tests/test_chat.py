@@ -58,7 +58,9 @@ def test_an_interrupt_takes_the_turn_back(talk):
     assert again[0] == talk("model", "Why?\n")[0][0][0]
 
 
-@pytest.mark.parametrize(("line", "reason"), [("long " * 200, "too many for the context of 96"), ("<|pad|>", SPECIAL)])
+@pytest.mark.parametrize(
+    ("line", "reason"), [("long " * 200, "no room for a reply in the context of 96"), ("<|pad|>", SPECIAL)]
+)
 def test_what_cannot_be_asked_is_said_and_the_chat_goes_on(talk, line, reason):
     turns, code, _, err = talk("gpt2", f"What is blue?\n{line}\nWhy?\n")
     assert (code, len(turns)) == (0, 2)
