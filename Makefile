@@ -8,6 +8,7 @@ DATA    ?=
 ARGS    ?=
 PYTHON  ?= python3
 LAUNCH  ?=
+POLICY  ?= sft
 
 PROFILES  := $(filter-out accelerate,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
 LAUNCHERS := $(basename $(notdir $(wildcard configs/accelerate/*.yaml)))
@@ -44,7 +45,7 @@ STEPS := data sft reward ppo grpo dpo eval-reward samples score judge
 # ARGS goes to the steps named on the command line, not to those that they first need.
 args = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS)) $(ARGS_$(1))
 ifneq ($(ARGS),)
-ifeq ($(filter $(STEPS) bench,$(MAKECMDGOALS)),)
+ifeq ($(filter $(STEPS) chat bench,$(MAKECMDGOALS)),)
 $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo, for the report ARGS_eval)
 endif
 endif
@@ -54,7 +55,7 @@ evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(OUT)/%/manifest.json $(OUT)/data/data.json $(OUT)/reward-model/card.json $(OUT)/report/ANALYSIS.md  # they appear when complete; an interrupt must not delete them
-.PHONY: help demo all $(STEPS) report check correctness chaos bench test lint clean
+.PHONY: help demo all $(STEPS) report chat check correctness chaos bench test lint clean
 
 help:
 	@echo 'make TARGET [VARIABLE=VALUE ...]'
@@ -71,6 +72,7 @@ help:
 	@echo '  score    score the replies: reward model, true rule, KL'
 	@echo '  judge    compare the replies pair by pair (OPENAI_API_KEY, or judge: gold in the profile)'
 	@echo '  report   write RUNS/PROFILE/report/ANALYSIS.md and report.html'
+	@echo '  chat     talk to a trained policy: make chat POLICY=ppo'
 	@echo '  test     install, then lint and run the tests'
 	@echo '  clean    delete RUNS/PROFILE'
 	@echo '  correctness, chaos, bench'
@@ -83,6 +85,7 @@ help:
 	@echo '  RUNS     folder for the results (now: $(RUNS))'
 	@echo '  LAUNCH   how to start training: $(LAUNCHERS); options of accelerate launch may follow:'
 	@echo '           make all PROFILE=gpt2 LAUNCH="ddp --num_processes 4" (default: one process)'
+	@echo '  POLICY   whom to talk to: sft, ppo, grpo, dpo, or the path of a folder (now: $(POLICY))'
 	@echo '  ARGS     options for the recipe named as target: make ppo ARGS="--kl_strength 0.1"'
 	@echo '  ARGS_sft, ARGS_ppo, ...  options for one step of a longer chain: make all ARGS_ppo="--kl_strength 0.1"'
 	@echo '  ARGS_dataset             options for all steps that say how to read DATA: ARGS_dataset="--columns prompt=question"'
@@ -141,6 +144,10 @@ $(OUT)/judge/manifest.json: $(OUT)/scores/manifest.json
 
 $(OUT)/report/ANALYSIS.md: $(OUT)/data/data.json $(OUT)/scores/manifest.json $(OUT)/judge/manifest.json $(OUT)/reward-model/card.json
 	$(call evaluate,report)
+
+# A name is that of a run; nothing is trained first, as that may take days
+chat: | $(INSTALLED)
+	@$(RUN) -m eval chat --policy $(if $(findstring /,$(POLICY)),,$(OUT)/)$(POLICY) --seed $(SEED) $(call args,chat)
 
 # In one process on one GPU, whatever LAUNCH is
 comma := ,

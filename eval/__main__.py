@@ -8,6 +8,7 @@
     judge         the replies compared pair by pair
     report        ANALYSIS.md, report.html and summary.json from all of that
     compare       the last three for any policies: compare NAME=FOLDER NAME=FOLDER ...
+    chat          talk to a policy (--policy in place of --config)
 
 Options of a command: python -m eval COMMAND --help
 """
@@ -19,12 +20,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.config import CONFIGS, CheckConfig, PadConfig, TokenizerConfig
+from eval.config import CONFIGS, ChatConfig, CheckConfig, PadConfig, TokenizerConfig
 from rlhf_trl.config import parse
 from rlhf_trl.errors import UserError, cli, imports_are_over
 
 COMMANDS = {
     "check": (CheckConfig,),
+    "chat": (ChatConfig,),
     "data": (*CONFIGS, TokenizerConfig),
     "reward-model": (*CONFIGS, PadConfig),
     **dict.fromkeys(("samples", "score", "judge", "report", "compare"), CONFIGS),

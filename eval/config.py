@@ -206,3 +206,22 @@ class CheckConfig:
 
 
 CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds
+
+
+@dataclass
+class ChatConfig:
+    """Whom to talk to, and how it samples."""
+
+    policy: str = field(metadata={"help": "Model folder, adapter or hub name."})
+    temperature: float = field(default=1.0, metadata={"help": "What replies are sampled at."})
+    greedy: bool = field(default=False, metadata={"help": "Take the likeliest token each time instead."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest reply."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Weights of the model. By default as they are saved."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+    seed: int = field(default=0, metadata={"help": "Seed of the first reply; each later one has the next."})
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError("max_new_tokens must be at least 1")

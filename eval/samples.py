@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import BaseStreamer
 from trl.trainer.utils import pad
 
 from eval.config import EvalConfig, JudgeConfig
@@ -161,9 +162,10 @@ def sample(
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """One completion a prompt from softmax(logits / temperature), nothing cut off; at temperature 0 the likeliest
-    token each time.
+    token each time. A streamer gets the tokens of a single prompt's as they come.
 
     Returns token ids, in the order of the prompts; one of the frame's ends is the last of a completion that finished.
     """
@@ -175,7 +177,7 @@ def sample(
     prompts = [torch.tensor(ids) for ids in prompt_ids]
     ids = pad(prompts, padding_value=settings.pad_token_id, padding_side="left").to(model.device)
     mask = pad([torch.ones_like(row) for row in prompts], padding_value=0, padding_side="left").to(model.device)
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, streamer=streamer)
     return [frame.cut(row) for row in output[:, ids.shape[1] :].tolist()]
 
 

@@ -60,6 +60,13 @@ def test_options_reach_the_step_they_are_for(make):
         assert "--dataset d" in command and "--seed 3" in command
 
 
+def test_chat_is_with_a_run_or_a_folder_and_trains_nothing(make, tmp_path):
+    run = tmp_path / "demo"
+    for policy, options in {run / "sft": [], run / "ppo": ["POLICY=ppo"], "./x": ["POLICY=./x"]}.items():
+        (command,) = make("chat", *options, "ARGS=--greedy true")
+        assert f" -m eval chat --policy {policy} " in command and "--greedy true" in command
+
+
 def test_launchers_start_training_and_sampling(make):
     sft, reward, ppo, grpo, dpo, score = make("score", "PROFILE=gpt2", "LAUNCH=ddp --num_processes 4")
     for command in (sft, reward, ppo, grpo, dpo, score):
