@@ -19,6 +19,7 @@ JSON = json.JSONDecoder()
 RECORD = dict.fromkeys(("request", "answer", "model", "usage", "verdict", "failure", "detail"))
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
+FEWEST_UNREACHABLE = 8  # requests in a row before a server is given up
 
 
 class Verdict(BaseModel):
@@ -72,6 +73,7 @@ class JudgeClient:
         self.parameters = parameters(judge)
         self.tokens = Counter(input=0, output=0)
         self.unmetered = False
+        self.unreachable = 0  # requests in a row
         self.http = CountingClient(judge.budget_requests)
         self.sdk = openai.AsyncOpenAI(
             api_key=key or "none",
@@ -107,10 +109,16 @@ class JudgeClient:
                 outcome = {"failure": "rate limit" if status == 429 else f"http {status}", "detail": said}
             except openai.APIConnectionError as error:
                 timeout = isinstance(error, openai.APITimeoutError)
-                outcome = {"failure": "timeout" if timeout else "connection", "detail": str(error.__cause__)}
+                outcome = {"failure": "timeout" if timeout else "connection", "detail": repr(error.__cause__)}
             except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
                 outcome = {"failure": "bad response", "detail": str(error)}
             record = RECORD | {"request": request} | outcome
+            self.unreachable = self.unreachable + 1 if record["failure"] == "connection" else 0
+            if self.unreachable > max(self.judge.concurrency, FEWEST_UNREACHABLE):
+                raise UserError(
+                    f"the judge's server {self.judge.base_url} cannot be reached ({record['detail'][:200]}); start it, "
+                    "or check base_url and OPENAI_BASE_URL, and run again: verdicts are kept"
+                )
             self.tokens.update(record["usage"])
             self.unmetered |= bool(record["verdict"] and not record["usage"])
             redacted = {name: self._redact(record[name]) for name in ("answer", "model", "detail")}

@@ -256,6 +256,16 @@ def test_failures_change_no_verdict(tmp_path, server, run_judge):
     assert manifest(folder)["looks"] == [] and manifest(folder)["failed"] == {}
 
 
+def test_a_server_that_is_gone_is_given_up(tmp_path, run_judge):
+    """Before it was asked all 120 requests, in one line."""
+    folder = write_samples(tmp_path / "out", 60)
+    code, _, said = run_judge(folder, "http://127.0.0.1:9/v1", "--retries", 0, "--concurrency", 4)
+    assert code == 2
+    assert "the judge's server http://127.0.0.1:9/v1 cannot be reached" in said and "Traceback" not in said
+    assert 8 <= len(read_jsonl(folder / "judge/transcript.jsonl")) <= 12
+    assert not (folder / "judge/manifest.json").exists()
+
+
 def test_a_failed_reply_is_one_of_its_prompts_replies():
     """Of the first prompt one reply was won and one failed; the second was tied."""
     known = [{"a": "ppo", "b": "sft", "prompt": i, "reply": 0, "score": score} for i, score in enumerate((1.0, 0.5))]
