@@ -68,14 +68,14 @@ def test_the_command_line_overrides_the_file(tmp_path):
         (
             "sft",
             "max_length: 99",
-            "max_length has no place here: prompts and replies are never cut; set max_prompt_tokens",
+            "max_length has no place here: .* never cut; set max_prompt_tokens",
         ),
         ("ppo", "max_steps: 2", "max_steps has no place here: PPO counts episodes; set total_episodes"),
         ("ppo", "bf16: true", "bf16 has no place here: .* does not read it; set dtype: bfloat16"),
         (
             "ppo",
             "load_in_8bit: true\nuse_peft: true\ndtype: bfloat16",
-            "load_in_8bit has no place here: 8 bits cannot be shared",
+            "8 bits cannot be shared by value",
         ),
         ("grpo", "num_generations: 3", "divisible|divide|multiple"),
         ("ppo", "kl_strength: 0.1\nkl_coef: 0.1", "kl_strength and kl_coef both say"),
