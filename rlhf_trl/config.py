@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from trl import TrlParser
@@ -191,6 +191,8 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
             options[key].required = False
         elif is_list:
             from_file += [f"--{key}", *map(str, value)]
+        elif value is False and "no" in (options[key].choices or ()):
+            from_file.append(f"--{key}=no")  # which YAML reads as a truth value
         else:
             from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
 
@@ -234,6 +236,9 @@ def _parser(description: str | None, classes: list[type]) -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    for action in parser._actions:
+        if get_origin(action.type) is dict:
+            action.type = json.loads
     options = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
     if _launched_by("FSDP") and "precompute_ref_log_probs" in options:

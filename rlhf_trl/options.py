@@ -172,6 +172,13 @@ REFUSED = [
         "set precompute_ref_log_probs: false",
         while_not("precompute_ref_log_probs", False),
     ),
+    Refusal(
+        NOT_PPO,
+        {"fp16": True},
+        "a CPU computes in 32 bits or in bfloat16",
+        "set bf16: true",
+        while_not("use_cpu", False),
+    ),
     # Evaluation
     Refusal(ALL, {"do_train": True, "do_eval": True, "do_predict": True}, "recipes train", "set eval_strategy"),
     Refusal(
@@ -191,11 +198,11 @@ REFUSED = [
     ),
     Refusal(
         ALL,
-        {"load_best_model_at_end": True, "greater_is_better": True, "save_strategy": "best"},
-        "the last weights are published",
+        {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "accuracy"},
+        "the last weights are published, and eval_loss is what is watched",
         "choose the number of steps by eval_loss",
-        is_in(True, False, "best"),
     ),
+    Refusal(ALL, {"save_strategy": "best"}, "the last weights are published", "set steps or epoch", is_in("best")),
     Refusal(
         ALL,
         {"prediction_loss_only": True, "include_for_metrics": ["loss"], "batch_eval_metrics": True}
@@ -240,6 +247,20 @@ REFUSED = [
     Refusal({GRPO}, {"neftune_noise_alpha": 5.0}, "replies would be sampled with that noise"),
     Refusal(
         ALL,
+        {"warmup_steps": 5},
+        "the learning rate is constant",
+        "set lr_scheduler_type: constant_with_warmup",
+        lambda _, options: options["lr_scheduler_type"] == "constant",
+    ),
+    Refusal(
+        ALL,
+        {"optim_args": "eps=1e-3"},
+        "the optimizer does not read it",
+        "set adam_beta1, adam_beta2, adam_epsilon and weight_decay",
+        lambda _, options: options["optim"].startswith(("adamw_torch", "adafactor")),
+    ),
+    Refusal(
+        ALL,
         {"optim_target_modules": ["q_proj"]},
         "the optimizer takes all parameters",
         "set optim to one of galore's or apollo's",
@@ -255,9 +276,14 @@ REFUSED = [
     ),
     Refusal(
         {GRPO},
-        {"top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1, "generation_kwargs": {"top_p": 0.9}},
+        {"top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1},
         "samples would come from another distribution than the one whose log-probabilities are trained",
-        when=lambda value, _: not isinstance(value, dict) or bool(SAMPLERS & value.keys()),
+    ),
+    Refusal(
+        {GRPO},
+        {"generation_kwargs": {"top_p": 0.9}},
+        "samples would come from another distribution than the one whose log-probabilities are trained",
+        when=lambda value, _: any(f'"{name}"' in value for name in SAMPLERS),
     ),
     Refusal(
         {GRPO},
@@ -344,7 +370,6 @@ NEEDED = [
     ),
     (OFFLINE, {"eval_steps": 5, "eval_delay": 2, "eval_on_start": True}, "eval_strategy", ("steps", "epoch")),
     ({SFT, DPO}, {"per_device_eval_batch_size": 2}, "eval_strategy", ("steps", "epoch")),
-    (ALL, {"metric_for_best_model": "accuracy"}, "lr_scheduler_type", WATCHING),
     (
         ALL,
         {"project": "p", "trackio_space_id": "me/s", "trackio_bucket_id": "me/b", "trackio_static_space_id": "me/s"},
@@ -356,7 +381,6 @@ NEEDED = [
     ({DPO}, {"label_smoothing": 0.1}, "loss_type", ("exo_pair", "robust", "aot", "aot_unpaired")),
     ({DPO}, {"discopop_tau": 0.1}, "loss_type", ("discopop",)),
     ({DPO}, {"f_alpha_divergence_coef": 0.1}, "f_divergence_type", ("alpha_divergence",)),
-    ({DPO}, {"precompute_ref_batch_size": 2}, "precompute_ref_log_probs", (True,)),
     ({GRPO, DPO}, {"ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 5}, "sync_ref_model", (True,)),
     ({GRPO}, {"sapo_temperature_neg": 1.0, "sapo_temperature_pos": 2.0}, "loss_type", ("sapo",)),
     (
@@ -435,9 +459,10 @@ def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], nam
                 yield f"{name}{value} has no place here: {why}; {instead}"
     for recipes, values, needed, wanted in NEEDED:
         if recipe in recipes and not set(wanted).intersection(listed(options[needed])):
+            wish = f"{needed} is not {str(wanted[0]).lower()}; set that, or leave it out"
             for name in values:
                 if name in given and not (needed in named and options[needed] in (False, "no")):
-                    yield f"{name} has no place here: it does nothing by itself; set {needed}: {wanted[0]}"
+                    yield f"{name} has no place here: {wish}"
     for recipes, name, known in KNOWN:
         if recipe in recipes and not set(known).issuperset(listed(options[name])):
             yield f"{name}: {options[name]} has no place here: TRL knows no such value; choose of {', '.join(known)}"

@@ -302,7 +302,7 @@ class Recorder(TrainerCallback):
         control.should_evaluate &= not _ends_epoch(state)
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:  # Trainer's summary is no step
+        if state.is_world_process_zero and logs and "train_loss" not in logs:  # Trainer's summary is no step
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
