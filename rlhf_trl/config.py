@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
 from trl import TrlParser
@@ -236,9 +236,6 @@ def _parser(description: str | None, classes: list[type]) -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-    for action in parser._actions:
-        if get_origin(action.type) is dict:
-            action.type = json.loads
     options = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
     if _launched_by("FSDP") and "precompute_ref_log_probs" in options:

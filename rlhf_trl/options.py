@@ -347,7 +347,7 @@ REFUSED = [
         | {"activation_checkpointing_kwargs": {"use_reentrant": True}, "log_on_each_node": False}
         | {"logging_nan_inf_filter": False, "neftune_noise_alpha": 5.0, "torch_compile": True}
         | {"torch_compile_backend": "eager", "torch_compile_mode": "default", "torch_empty_cache_steps": 5}
-        | {"use_liger_kernel": True, "liger_kernel_config": {"rope": True}, "label_smoothing_factor": 0.1}
+        | {"use_liger_kernel": True, "label_smoothing_factor": 0.1}
         | {"average_tokens_across_devices": False, "include_num_input_tokens_seen": True},
         PPO_IGNORES,
     ),
@@ -376,7 +376,6 @@ NEEDED = [
         "report_to",
         ("trackio", "all"),
     ),
-    (NOT_PPO, {"liger_kernel_config": {"rope": True}}, "use_liger_kernel", (True,)),
     ({SFT}, {"label_smoothing_factor": 0.1}, "loss_type", ("nll",)),
     ({DPO}, {"label_smoothing": 0.1}, "loss_type", ("exo_pair", "robust", "aot", "aot_unpaired")),
     ({DPO}, {"discopop_tau": 0.1}, "loss_type", ("discopop",)),
