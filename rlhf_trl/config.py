@@ -198,12 +198,12 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
 
     try:
         given, rest = parser.parse_known_args([*from_file, *argv])
-        if rest:
-            raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
         values = vars(given)
         parsed = tuple(part(**{f.name: values[f.name] for f in fields(part) if f.init}) for part in classes)
     except (UserError, ValueError, TypeError, ImportError) as error:  # the last: a package that an option needs
         raise UserError(f"{config or 'options'}: {error}") from error
+    if rest:
+        raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
     trust = any(getattr(part, "trust_remote_code", False) for part in parsed)
     for part in parsed:
         recipe = type(part).__name__.removesuffix("Config").lower()
