@@ -16,6 +16,8 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
 
+    from datasets import DatasetDict
+
     from rlhf_trl.dpo import CorrectedDPOTrainer
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
@@ -28,7 +30,9 @@ def main() -> None:
     # Load
     frame = start_frame(model_config, args)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "reward", frame, args.seed)
+    pairs = DatasetDict(train=build_dataset(data_config, "reward", frame, args.seed))
+    if args.do_eval:
+        pairs["validation"] = build_dataset(data_config, "validation", frame, args.seed)
     rows = pairs.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     if args.train_sampling_strategy != "sequential":
         rows = rows.sort("length")  # less padding for the reference, which takes them in their order
@@ -40,11 +44,12 @@ def main() -> None:
         args.beta = kl_config.kl_strength * std
         parents["reward_model"] = kl_config.reward_model_path
     configs = data_config, model_config, kl_config
-    with Run(args, *configs, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh) as run:
+    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
         trainer = CorrectedDPOTrainer(
             model=load_start(model_config, "CAUSAL_LM", frame),
             args=args,
-            train_dataset=rows,
+            train_dataset=rows["train"],
+            eval_dataset=rows.get("validation"),
             processing_class=frame.tokenizer,
             peft_config=lora(model_config, "CAUSAL_LM"),
         )

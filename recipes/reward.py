@@ -16,6 +16,7 @@ def main() -> None:
     data_config, model_config, run_config, args = parse(__doc__, *RECIPES["reward"])
 
     from accelerate.utils.memory import clear_device_cache
+    from datasets import DatasetDict
     from trl import RewardTrainer
 
     from rlhf_trl.batching import length_grouped
@@ -30,21 +31,24 @@ def main() -> None:
     # Load
     frame = start_frame(model_config, args)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "reward", frame, args.seed)
+    pairs = DatasetDict(train=build_dataset(data_config, "reward", frame, args.seed))
+    if args.do_eval:
+        pairs["validation"] = build_dataset(data_config, "validation", frame, args.seed)
     examples = pairs.map(
         lambda row: {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")},
-        remove_columns=[name for name in pairs.column_names if name not in ("chosen_ids", "rejected_ids", "length")],
         desc="Joining prompts and replies",
-    )
+    ).select_columns(["chosen_ids", "rejected_ids", "length"])
     held_out = load_scale_pairs(data_config, frame, args.seed)
 
     # Build
     parents = {"model": model_config.model_name_or_path}
-    with Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh) as run:
+    configs = data_config, model_config
+    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
         trainer = length_grouped(RewardTrainer)(
             model=load_start(model_config, "SEQ_CLS", frame),
             args=args,
-            train_dataset=examples,
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("validation"),
             processing_class=frame.tokenizer,
             peft_config=lora(model_config, "SEQ_CLS"),
         )

@@ -16,6 +16,7 @@ def main() -> None:
     data_config, model_config, run_config, args = parse(__doc__, *RECIPES["sft"])
 
     from accelerate.utils.memory import clear_device_cache
+    from datasets import DatasetDict
     from trl import SFTTrainer
 
     from rlhf_trl.batching import length_grouped
@@ -30,24 +31,28 @@ def main() -> None:
     frame = start_frame(model_config, args)
     check_architecture(model_config)
     check_context(model_config, data_config.max_prompt_tokens, data_config.max_completion_tokens)
-    pairs = build_dataset(data_config, "sft", frame, args.seed)
+    pairs = DatasetDict(train=build_dataset(data_config, "sft", frame, args.seed))
+    if args.do_eval:
+        pairs["validation"] = build_dataset(data_config, "validation", frame, args.seed)
     examples = pairs.map(
         lambda row: {
             "input_ids": row["prompt_ids"] + row["chosen_ids"],
             "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
             "length": len(row["prompt_ids"]) + len(row["chosen_ids"]),
         },
-        remove_columns=pairs.column_names,
+        remove_columns=pairs["train"].column_names,
         desc="Joining prompts and replies",
     )
 
     # Build
     parents = {"model": model_config.model_name_or_path}
-    with Run(args, data_config, model_config, frame=frame, data=pairs, parents=parents, fresh=run_config.fresh) as run:
+    configs = data_config, model_config
+    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
         trainer = length_grouped(SFTTrainer)(
             model=load_start(model_config, "CAUSAL_LM", frame),
             args=args,
-            train_dataset=examples,
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("validation"),
             processing_class=frame.tokenizer,
             peft_config=lora(model_config, "CAUSAL_LM"),
         )

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import Sampler
+from datasets import Dataset
+from torch.utils.data import Sampler, SequentialSampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -84,14 +85,15 @@ def combined_seed(*seeds: int) -> int:
 
 
 def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
-    """A trainer that can do what `train_sampling_strategy: group_by_length` asks for, by the column `length`.
+    """A trainer that can do what `train_sampling_strategy: group_by_length` asks for, by the column `length`; and whose
+    evaluations leave no trace in what it trains.
 
     (Trainer's own way drops that column before it looks for it, and TRL's pairs have no `input_ids` to fall back on.)
     """
 
     class LengthGrouped(trainer):
-        def __init__(self, *args, **options) -> None:
-            super().__init__(*args, **options)
+        def __init__(self, *args, eval_dataset: Dataset | None = None, **options) -> None:
+            super().__init__(*args, eval_dataset=eval_dataset and eval_dataset.sort("length"), **options)
             self.add_callback(SetEpoch)
 
         def _get_train_sampler(self, train_dataset=None) -> Sampler:
@@ -99,6 +101,13 @@ def length_grouped(trainer: type[Trainer]) -> type[Trainer]:
                 return super()._get_train_sampler(train_dataset)
             batch_size = self.args.train_batch_size * self.args.world_size
             return LengthGroupedSampler(self.train_dataset["length"][:], batch_size, self.args.seed)
+
+        def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
+            return SequentialSampler(eval_dataset)
+
+        def evaluate(self, *args, **options) -> dict[str, float]:
+            with torch.random.fork_rng(devices=[]):  # each pass over a DataLoader draws from the global state
+                return super().evaluate(*args, **options)
 
     return LengthGrouped
 

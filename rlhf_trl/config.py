@@ -6,8 +6,7 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +15,11 @@ from trl import TrlParser
 
 from rlhf_trl import kl
 from rlhf_trl.errors import UserError, check_folder, check_writable
+from rlhf_trl.options import DEFAULTS, refusals
 from rlhf_trl.outline import load, outline
-
-# Where we differ from TRL's own defaults: less padding, and no second model for DPO's reference
-DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True, "stop_token": "eos"}
 
 # Options that name folders, or something on the hub
 FOLDERS = {"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward model"}
-# Options that would be accepted and do nothing or harm, and what to do instead
-ALWAYS = {
-    "eval_strategy": "leave it out; make score and make eval-reward evaluate on held-out data",
-    "resume_from_checkpoint": "run the same command again, and it goes on from its last checkpoint",
-    "save_only_model": "leave it out: a killed run could not go on, and a finished one keeps only models anyway",
-}
-# Options that TRL has no way to combine with one of our defaults, that default, and what to set it to
-CLASHES = {
-    "SFTConfig": [("use_liger_kernel", "train_sampling_strategy", "random")],
-    "DPOConfig": [(name, "precompute_ref_log_probs", "false") for name in ("use_liger_kernel", "sync_ref_model")],
-}
-ONLINE = ("PPOConfig", "GRPOConfig")  # whose order of prompts TRL does not take from `train_sampling_strategy`
-LENGTHS = ALWAYS | {"max_length": "set max_prompt_tokens and max_completion_tokens"}
-IGNORED = {
-    "PPOConfig": ALWAYS
-    | {
-        "max_steps": "set total_episodes",
-        "bf16": "set dtype: bfloat16",
-        "fp16": "set dtype: float16",
-        "deepspeed": "set LAUNCH=ddp",
-        "fsdp": "set LAUNCH=ddp",
-        "stop_token": "leave it out; a reply ends where the chat template says, or set eos_token when SFT trains",
-        "stop_token_id": "a reply ends where the chat template says, or set eos_token when SFT trains",
-    },
-    "GRPOConfig": ALWAYS
-    | {"chat_template_kwargs": "the chat template is read with its defaults, or set chat_template_path for SFT"},
-    "SFTConfig": LENGTHS
-    | {
-        "completion_only_loss": "leave it out; the loss is on completions only",
-        "assistant_only_loss": "leave it out; the loss is on completions only",
-        "packing": "leave it out; batches are of like length, which saves as much",
-        "padding_free": "leave it out; batches are of like length, which saves as much",
-    },
-    "RewardConfig": LENGTHS,
-    "DPOConfig": LENGTHS,
-}
 
 # Shares of the train split by use, disjoint by prompt: DPO trains on the reward pairs, so that all methods see the same
 # preferences; policy holds PPO's and GRPO's prompts; gold at least as many pairs as reward, for a second reward model
@@ -228,6 +189,70 @@ def _launched_by(name: str) -> bool:
 
 
 def _fill(description: str | None, classes: list[type], argv: list[str]) -> tuple[Any, ...]:
+    parser = _parser(description, classes)
+    options = {action.dest: action for action in reversed(parser._actions)}  # --it rather than --no_it
+    defaults = {
+        name: parser._get_value(action, action.default) if isinstance(action.default, str) else action.default
+        for name, action in options.items()
+    }
+    if "kl_strength" in options:  # to tell what is given from TRL's default
+        parser.set_defaults(**{name: None for name in kl.OPTIONS if name in options})
+    named = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    path.add_argument("--config")
+    config = path.parse_known_args(argv)[0].config
+    from_file: list[str] = []
+    overridden = kl.OPTIONS if kl.OPTIONS & named else ()
+    for key, value in (_read_yaml(config) if config else {}).items():
+        if key not in options or key in ("config", "help"):
+            raise UserError(f"{config}: {_unknown(key, options)}")
+        if key in overridden:
+            continue
+        named.add(key)
+        is_list = isinstance(value, list) and options[key].nargs == "+"
+        if value is None or (is_list and not value):
+            parser.set_defaults(**{key: value})
+            options[key].required = False
+        elif is_list:
+            from_file += [f"--{key}", *map(str, value)]
+        elif value is False and "no" in (options[key].choices or ()):
+            from_file.append(f"--{key}=no")  # which YAML reads as a truth value
+        else:
+            from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+
+    try:
+        given, rest = parser.parse_known_args([*from_file, *argv])
+        values = vars(given)
+        parsed = tuple(part(**{f.name: values[f.name] for f in fields(part) if f.init}) for part in classes)
+    except (UserError, ValueError, TypeError, ImportError) as error:  # the last: a package that an option needs
+        raise UserError(f"{config or 'options'}: {error}") from error
+    if rest:
+        raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
+    trust = any(getattr(part, "trust_remote_code", False) for part in parsed)
+    for part in parsed:
+        recipe = type(part).__name__.removesuffix("Config").lower()
+        if recipe in RECIPES and (refused := next(refusals(recipe, values, defaults, named), None)):
+            raise UserError(refused)
+        if type(part).__name__ in kl.COEFFICIENTS and "kl_strength" in options:
+            (strength,) = (config for config in parsed if isinstance(config, kl.KLConfig))
+            kl.set_coefficient(strength, part, defaults[kl.COEFFICIENTS[type(part).__name__]])
+        if type(part).__name__ == "ModelConfig":
+            part.trust_remote_code = trust
+            if not part.model_name_or_path:
+                raise UserError("model_name_or_path is not set; name a model folder or a hub model")
+        if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
+            raise UserError(
+                f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if "torch" in sys.modules and hasattr(part, "optim"):
+            _check_packages(part)
+        if getattr(part, "output_dir", None):
+            check_writable(Path(part.output_dir))
+    return parsed
+
+
+def _parser(description: str | None, classes: list[type]) -> _Parser:
+    """A parser of the options of these classes, with our own defaults and those that the machine decides."""
     parser = _Parser(
         classes,
         description=description,
@@ -235,84 +260,17 @@ def _fill(description: str | None, classes: list[type], argv: list[str]) -> tupl
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-    options = {action.dest: action for action in parser._actions}
+    options = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
     if _launched_by("FSDP") and "precompute_ref_log_probs" in options:
         parser.set_defaults(precompute_ref_log_probs=False)  # TRL would ask a reference that is not on its GPU yet
-    ppo = any(part.__name__ == "PPOConfig" for part in classes)
     if "torch" in sys.modules and "bf16" in options:
         import torch
 
-        bf16 = not ppo and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = bf16 and "response_length" not in options  # which PPO has
         parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
-
-    parser_defaults = {name: action.default for name, action in options.items()}
-    if "kl_strength" in options:  # to tell what is given from TRL's default
-        parser.set_defaults(**{name: None for name in kl.OPTIONS if name in options})
-    path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    path.add_argument("--config")
-    config = path.parse_known_args(argv)[0].config
-    from_file: list[str] = []
-    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    overridden = kl.OPTIONS if kl.OPTIONS & given else ()
-    for key, value in (_read_yaml(config) if config else {}).items():
-        if key not in options or key in ("config", "help"):
-            raise UserError(f"{config}: {_unknown(key, options)}")
-        if key in overridden:
-            continue
-        if value is None:
-            parser.set_defaults(**{key: None})
-            options[key].required = False
-        elif isinstance(value, list) and options[key].nargs == "+":
-            from_file += [f"--{key}", *map(str, value)]
-        else:
-            from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-
-    try:
-        *parsed, _, rest = parser.parse_args_into_dataclasses(
-            from_file + argv, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (UserError, ValueError, TypeError, ImportError) as error:  # the last: a package that an option needs
-        raise UserError(f"{config or 'options'}: {error}") from error
-    if rest:
-        raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
-    trust = any(getattr(part, "trust_remote_code", False) for part in parsed)
-    for part in parsed:
-        if type(part).__name__ in kl.COEFFICIENTS and "kl_strength" in options:
-            (strength,) = (config for config in parsed if isinstance(config, kl.KLConfig))
-            kl.set_coefficient(strength, part, parser_defaults[kl.COEFFICIENTS[type(part).__name__]])
-        if type(part).__name__ == "ModelConfig":
-            _check_model(part)
-            part.trust_remote_code = trust
-            if ppo and part.load_in_8bit:
-                raise UserError("PPO's value and reward model share weights, which 8 bits cannot; set load_in_4bit")
-        if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
-            raise UserError(
-                f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if getattr(part, "use_vllm", False) and find_spec("vllm") is None:
-            raise UserError("use_vllm needs vLLM; pip install '.[vllm]' or unset it")
-        if getattr(part, "use_liger_kernel", False) and find_spec("liger_kernel") is None:
-            raise UserError("use_liger_kernel needs liger-kernel; pip install liger-kernel or unset it")
-        if "torch" in sys.modules and hasattr(part, "optim"):
-            _check_packages(part)
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(part, name, 1) < 1:
-                raise UserError(f"{name} must be at least 1")
-        if getattr(part, "temperature", 1) <= 0:
-            raise UserError("temperature must be above 0; what is learned from must be sampled")
-        if getattr(part, "output_dir", None):
-            check_writable(Path(part.output_dir))
-        for name, instead in IGNORED.get(type(part).__name__, {}).items():
-            if getattr(part, name) != parser_defaults[name]:
-                raise UserError(f"{name} has no place here; {instead}")
-        order, online = getattr(part, "train_sampling_strategy", None), type(part).__name__ in ONLINE
-        if order == "batch_rebalance" or (order == "sequential" and online):
-            raise UserError(f"train_sampling_strategy: {order} has no place here; set group_by_length or random")
-        for name, ours, instead in CLASHES.get(type(part).__name__, ()):
-            if getattr(part, name) and getattr(part, ours) == DEFAULTS[ours]:
-                raise UserError(f"{name} does not go with {ours}: {DEFAULTS[ours]}; set {ours}: {instead}")
-    return tuple(parsed)
+    return parser
 
 
 def _read_yaml(path: str) -> dict:
@@ -344,18 +302,3 @@ def _check_packages(args: Any) -> None:
 def _unknown(key: str, options: dict) -> str:
     close = difflib.get_close_matches(key, options, n=1)
     return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
-
-
-def _check_model(config: Any) -> None:
-    if not config.model_name_or_path:
-        raise UserError("model_name_or_path is not set; name a model folder or a hub model")
-    if config.model_revision not in (None, "main") and Path(config.model_name_or_path).is_dir():
-        raise UserError(f"model_revision {config.model_revision} is of the hub; the folder has one only, leave it out")
-    if not (config.load_in_4bit or config.load_in_8bit):
-        return
-    if find_spec("bitsandbytes") is None:
-        raise UserError("load_in_4bit and load_in_8bit need bitsandbytes; pip install bitsandbytes or unset them")
-    if not config.use_peft:
-        raise UserError("a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it")
-    if config.dtype != "bfloat16":
-        raise UserError("TRL trains the adapters of a quantized model in bfloat16; set dtype: bfloat16")

@@ -1,5 +1,6 @@
 """TRL's DPOTrainer, with its cache of log-probabilities under the reference corrected."""
 
+import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from trl import DPOTrainer
@@ -21,7 +22,8 @@ class CorrectedDPOTrainer(length_grouped(DPOTrainer)):
         dataset._fingerprint = Hasher.hash(
             (dataset._fingerprint, self.ld_alpha, source, self.accelerator.mixed_precision)
         )
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+        with torch.random.fork_rng(devices=[]):  # training must not depend on what was in the cache
+            return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def compute_ref_log_probs(self, model, inputs):
         """Before training TRL does not round as in training, which then does not start at log 2."""

@@ -120,12 +120,22 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
     Its generation settings are only where a reply ends, and pad. Whatever else a model's own ask for (a repetition
     penalty, top-p) would make samples come from another distribution than the one whose log-probabilities training
     computes.
+
+    Raises:
+        UserError: it has no part of a name in `lora_modules_to_save` or `lora_target_parameters`.
     """
     source = model.model_name_or_path
     if Path(source).is_dir():  # adapters name it, and are loaded from anywhere
         source = os.path.abspath(source)
     options = load_options(model) | {"revision": model.model_revision, "new_head": task_type == "SEQ_CLS"}
-    return align(load(source, task_type, frame.tokenizer, **options), frame)
+    start = load(source, task_type, frame.tokenizer, **options)
+    named = {"lora_modules_to_save": start.named_modules(), "lora_target_parameters": start.named_parameters()}
+    for option, parts in named.items():  # which peft leaves out in silence
+        there = [f".{name}" for name, _ in parts]
+        for name in getattr(model, option) or ():
+            if not any(part.endswith(f".{name}") for part in there):
+                raise UserError(f"{option}: {source} has no {name}; leave it out, or name a part that it has")
+    return align(start, frame)
 
 
 @work

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
@@ -41,7 +41,9 @@ DECIDES = (
     *("per_device_train", "gradient_accumulation", "num_train_epochs", "max_steps", "total_episodes"),
 )
 STAYS = ("learning_rate", "lr_scheduler", "warmup_", "weight_decay", "adam_")
-NO_MATTER = ("log", "save_", "eval_", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name")
+NO_MATTER = (
+    *("log", "save_", "eval_", "do_eval", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name"),
+)
 
 COSTS = ("seconds", "peak_memory_mb", "tokens", "optimizer_steps", "learning_rate_sum")  # of a run, in its manifest
 
@@ -119,6 +121,7 @@ class Run:
             return
         if self.checkpoint:
             print(f"{self.folder.name}: goes on from {self.checkpoint}")
+            trainer.args.eval_on_start = False  # as it has been
         if trainer.args.gradient_checkpointing and trainer.args.device.type == "cpu":
             return_freed_memory()
         self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
@@ -292,9 +295,14 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **_) -> None:
         # What Trainer has gathered since it last logged is in no checkpoint
         control.should_log |= control.should_save or control.should_training_stop
+        if args.eval_strategy == "epoch" and _ends_epoch(state) and state.epoch >= args.eval_delay:
+            control.should_evaluate = True  # not behind this step's checkpoint, from which a run would go on without it
+
+    def on_epoch_end(self, args, state, control, **_) -> None:
+        control.should_evaluate &= not _ends_epoch(state)
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:  # Trainer's summary is no step
+        if state.is_world_process_zero and logs and "train_loss" not in logs:  # Trainer's summary is no step
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -316,6 +324,10 @@ class Recorder(TrainerCallback):
             shutil.rmtree(checkpoint)
         for checkpoint in older[surplus:]:
             _keep_model_only(checkpoint)
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    return state.epoch == int(state.epoch)  # PPO counts none
 
 
 def check_splits(splits: dict[str, float], parents: dict[str, str]) -> None:

@@ -212,9 +212,9 @@ OPTIONS = {
     "no wandb": ("sft", {"report_to": "wandb"}, None, "wandb to be installed"),
     "no such tracker": ("ppo", {"report_to": "wandbb"}, None, "wandbb is not supported"),
     "no galore": ("sft", {"optim": "galore_adamw"}, None, "install `galore_torch`"),
-    "no lomo, ppo": ("ppo", {"optim": "lomo"}, None, "install `lomo_optim`"),
+    "no lomo, grpo": ("grpo", {"optim": "lomo"}, None, "install `lomo_optim`"),
     "no such optimizer": ("sft", {"optim": "adamw_nope"}, None, "invalid choice: 'adamw_nope'"),
-    "optimizer's options": ("sft", {"optim_args": "nonsense"}, None, "not enough values"),
+    "optimizer's options": ("sft", {"optim": "rmsprop", "optim_args": "nonsense"}, None, "not enough values"),
     "scheduler's options": ("sft", {"lr_scheduler_type": "cosine_with_min_lr"}, None, "min_lr_rate should be set"),
     "learning rate": ("sft", {"learning_rate": -1}, None, "Invalid learning rate"),
     "no liger": ("reward", {"use_liger_kernel": True}, None, "pip install liger-kernel"),
@@ -223,12 +223,19 @@ OPTIONS = {
     "no such dtype": ("sft", {"dtype": "float33"}, None, "invalid choice: 'float33'"),
     "no such dtype, eval": ("samples", SAMPLES | {"dtype": "float33"}, None, "invalid choice: 'float33'"),
     "no such loss": ("sft", {"loss_type": "nope"}, None, "Invalid `loss_type` nope"),
-    "no hub": ("sft", {"push_to_hub": True}, None, "HF_HUB_OFFLINE"),
+    "the hub": ("sft", {"push_to_hub": True}, None, "upload the finished folder: hf upload NAME FOLDER"),
+    "LoRA's whole modules": ("dpo", LORA | {"lora_modules_to_save": ["head"]}, None, "base has no head; leave it out"),
+    "LoRA's parameters": ("ppo", LORA | {"lora_target_parameters": ["w"]}, None, "lora_target_parameters: .* has no w"),
     **{
         f"LoRA's layers, {recipe}": (recipe, LORA | {"lora_target_modules": ["c_attn"]}, None, "(?i)target.modules")
         for recipe in RECIPES
     },
-    "revision of a folder": ("sft", {"model_revision": "v9"}, None, "model_revision v9 is of the hub"),
+    "revision of a folder": (
+        "sft",
+        {"model_revision": "v9"},
+        None,
+        "model_revision: v9 has no place here: the model is a folder",
+    ),
     "evaluation while training": ("ppo", {"eval_strategy": "steps"}, None, "eval_strategy has no place here"),
     "loss on prompts": ("sft", {"completion_only_loss": False}, None, "completion_only_loss has no place here"),
     "packing": ("sft", {"packing": True}, None, "packing has no place here"),

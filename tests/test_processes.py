@@ -25,7 +25,7 @@ def write(folder, recipe, world, kind, processes, **changes):
     base, lora = KINDS[kind]
     length = {"ppo": {"total_episodes": 48}, "grpo": {"max_steps": 3}}.get(recipe, {"max_steps": 6})
     if recipe in IN_PAIRS:  # in their second epoch when they are stopped
-        length |= {"max_rows": 32, "save_steps": 5}
+        length |= {"max_rows": 32, "save_steps": 5, "eval_strategy": "steps", "eval_steps": 3}
     batch = {"per_device_train_batch_size": BATCH[recipe] // processes}
     return settings(folder, recipe, world, base, **lora | length | batch | changes)
 
@@ -65,7 +65,7 @@ def test_what_two_processes_made_is_saved_once_and_loads(pair):
             else:
                 adapter = kind == "lora" and recipe != "sft"
                 (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder)
-            steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl")]
+            steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "eval_loss" not in row]
             assert steps == list(range(1, len(steps) + 1))
             manifest = json.loads((folder / "manifest.json").read_text())
             assert manifest["resumed_at"] == [5] * (recipe in IN_PAIRS)
@@ -81,11 +81,12 @@ def test_losses_are_those_of_one_process(recipe, kind, pair, world, run, tmp_pat
     two, _, _ = pair
     config = write(tmp_path, recipe, world, kind, 1, model_name_or_path=str(two / kind / "sft"))
     assert run(recipe, "--config", config)[0] == 0
-    losses = [
-        [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
-        for folder in (tmp_path / recipe, two / kind / recipe)
-    ]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    for name, count in {"loss": 6, "eval_loss": 2}.items():
+        losses = [
+            [row[name] for row in read_jsonl(folder / "metrics.jsonl") if name in row]
+            for folder in (tmp_path / recipe, two / kind / recipe)
+        ]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-3) and len(losses[0]) == count
 
 
 @pytest.mark.parametrize(("recipe", "reward"), [("ppo", "objective/scores"), ("grpo", "reward")])
