@@ -1,7 +1,7 @@
 """Talk to a policy on the terminal.
 
     make chat POLICY=ppo
-    python -m eval chat --policy runs/demo/ppo --greedy true
+    python -m eval chat --policy runs/demo/ppo --temperature 0
 
 The policy reads what it would read in training and evaluation, and samples as there. An empty line or Ctrl-D ends the
 chat; Ctrl-C during a reply stops it and takes the turn back.
@@ -28,7 +28,6 @@ def main(config: ChatConfig) -> None:
     check_weights(config.policy)
     frame = load_frame(config.policy, trust_remote_code=config.trust_remote_code)
     model = load_policy(config.policy, frame.tokenizer, config.dtype, config.trust_remote_code).to(device())
-    temperature = 0.0 if config.greedy else config.temperature
     dialogue = ""  # in HH's format
     for seed, line in enumerate(_lines(), config.seed):
         asked = f"{dialogue}\n\nHuman: {line}{REPLY}"
@@ -40,7 +39,7 @@ def main(config: ChatConfig) -> None:
             room = positions(model.config) - len(ids)
             if room < 1:
                 raise RowError(f"{len(ids)} tokens leave no room for a reply in the context of {len(ids) + room}")
-            (reply,) = sample(model, frame, [ids], min(config.max_new_tokens, room), seed, temperature, streamer)
+            (reply,) = sample(model, frame, [ids], min(config.max_new_tokens, room), seed, config.temperature, streamer)
         except RowError as reason:
             print(f"{reason}; the chat begins anew", file=sys.stderr)
             dialogue = ""

@@ -213,8 +213,7 @@ class ChatConfig:
     """Whom to talk to, and how it samples."""
 
     policy: str = field(metadata={"help": "Model folder, adapter or hub name."})
-    temperature: float = field(default=1.0, metadata={"help": "What replies are sampled at."})
-    greedy: bool = field(default=False, metadata={"help": "Take the likeliest token each time instead."})
+    temperature: float = field(default=1.0, metadata={"help": "What replies are sampled at; 0 for the likeliest ones."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest reply."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Weights of the model. By default as they are saved."}
@@ -225,3 +224,5 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError("max_new_tokens must be at least 1")
+        if self.temperature < 0:
+            raise UserError("temperature must be at least 0")

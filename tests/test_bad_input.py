@@ -195,7 +195,7 @@ TEXTS = {
     "no template file": ("sft", {"chat_template_path": "{folder}/none.jinja"}, None, "none.jinja cannot be read"),
     "no template folder": ("sft", {"chat_template_path": "{folder}/none"}, None, "none does not exist"),
     "no template in it": ("sft", {"chat_template_path": "{folder}/base"}, None, "has no chat template"),
-    "half a character": ("sft", ROWS, dialogues("\n\nHuman: {}\ud83d?\n\nAssistant:"), "has no usable pair"),
+    "half a character": ("sft", ROWS, dialogues("\n\nHuman: {}\ud83d?\n\nAssistant:"), "100 half a character"),
     "assistant begins": (
         "sft",
         ROWS | CHAT,
@@ -203,7 +203,7 @@ TEXTS = {
             dialogues("\n\nAssistant: Hi.\n\nHuman: {}?\n\nAssistant:"),
             tokenizer_with("chat", chat_template=ONLY_USERS_BEGIN),
         ),
-        "refused by the chat template",
+        "100 the assistant begins",
     ),
     "few validation rows": ("reward", {"splits": FEW}, None, "needs 16 pairs of the validation split"),
     "less than a GRPO batch": ("grpo", {"per_device_train_batch_size": 4000}, None, "at least one batch of 1000"),

@@ -48,7 +48,7 @@ def test_every_turn_is_read_as_the_frame_says(talk, world, name):
 
 
 def test_greedy_needs_no_seed(talk):
-    first, second = (talk("model", "Hi\n", "--greedy", "true", "--seed", seed)[0] for seed in (0, 1))
+    first, second = (talk("model", "Hi\n", "--temperature", "0", "--seed", seed)[0] for seed in (0, 1))
     assert first == second
 
 
