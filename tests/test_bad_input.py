@@ -230,12 +230,7 @@ OPTIONS = {
         f"LoRA's layers, {recipe}": (recipe, LORA | {"lora_target_modules": ["c_attn"]}, None, "(?i)target.modules")
         for recipe in RECIPES
     },
-    "revision of a folder": (
-        "sft",
-        {"model_revision": "v9"},
-        None,
-        "model_revision: v9 has no place here: the model is a folder",
-    ),
+    "revision of a folder": ("sft", {"model_revision": "v9"}, None, "model_revision: v9 has no place here"),
     "evaluation while training": ("ppo", {"eval_strategy": "steps"}, None, "eval_strategy has no place here"),
     "loss on prompts": ("sft", {"completion_only_loss": False}, None, "completion_only_loss has no place here"),
     "packing": ("sft", {"packing": True}, None, "packing has no place here"),

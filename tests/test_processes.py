@@ -26,6 +26,7 @@ def write(folder, recipe, world, kind, processes, **changes):
     length = {"ppo": {"total_episodes": 48}, "grpo": {"max_steps": 3}}.get(recipe, {"max_steps": 6})
     if recipe in IN_PAIRS:  # in their second epoch when they are stopped
         length |= {"max_rows": 32, "save_steps": 5, "eval_strategy": "steps", "eval_steps": 3}
+        length["per_device_eval_batch_size"] = 1  # Trainer fills a last batch up with rows that were there before
     batch = {"per_device_train_batch_size": BATCH[recipe] // processes}
     return settings(folder, recipe, world, base, **lora | length | batch | changes)
 
