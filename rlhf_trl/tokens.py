@@ -31,7 +31,7 @@ FEATURES = Features(
     }
 )
 VERSIONS = [version(name) for name in ("transformers", "tokenizers")]
-FEWEST_ROWS = 5000  # that a process of its own is started for
+FEWEST_ROWS = 4000  # that a process of its own is started for
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # several processes are faster, and may only be forked without
 
@@ -83,6 +83,7 @@ def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset
                     row["dropped"] = TOO_LONG[1]
             return {column: [row[column] for row in rows] for column in FEATURES}
 
+        processes = min(os.cpu_count(), len(rows) // FEWEST_ROWS)
         code = [file_hash(Path(module.__file__)) for module in (frames, splits, sys.modules[__name__])]
         limits = config.splits, config.max_prompt_tokens, config.max_completion_tokens
         key = name, code, VERSIONS, rows._fingerprint, limits, frame.tokenizer, frame.rest, sorted(frame.ends)
@@ -91,7 +92,7 @@ def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset
             batched=True,
             features=FEATURES,
             remove_columns=["file"],
-            num_proc=min(os.cpu_count(), len(rows) // FEWEST_ROWS) or None,
+            num_proc=processes if processes > 1 else None,
             new_fingerprint=Hasher.hash(key),
             desc=f"Tokenizing {name}",
         )
