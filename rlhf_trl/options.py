@@ -450,7 +450,7 @@ def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], nam
     given = {name: value for name, value in options.items() if value != defaults[name]}
     for name, (package, remedy) in PACKAGES.items():
         if given.get(name) and find_spec(package) is None:
-            yield f"{name} has no place here: {package} is not installed; {remedy}, or unset it"
+            yield f"{name} needs {package}, which is not installed; {remedy}, or unset it"
     for recipes, values, why, instead, when in REFUSED:
         for name in values:
             if recipe in recipes and name in given and (when is None or when(given[name], options)):

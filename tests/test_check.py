@@ -69,7 +69,7 @@ FAULTS = {
         "sft: .*set use_peft: true",
     ),
     "replies too long": ({"eval": {"max_new_tokens": 999}}, None, "eval: .*999 do not fit the context"),
-    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vLLM"),
+    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vllm"),
     "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "eval: the probes .* cannot be read"),
     "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
 }

@@ -51,6 +51,15 @@ def test_the_command_line_overrides_the_file(tmp_path):
     assert args.learning_rate == 2e-3
 
 
+def test_an_empty_list_and_a_plain_no_are_values(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nsave_strategy: no\ndata_dir: []\n")
+    data, *_, args = parse(None, *RECIPES["sft"], argv=["--config", str(path)])
+    assert args.save_strategy == "no" and data.data_dir == []
+    path.write_text(f"output_dir: {tmp_path}\ncolder: []\n")
+    assert parse(None, *CONFIGS, argv=["--config", str(path)])[1].colder == []
+
+
 @pytest.mark.parametrize(
     ("recipe", "line", "message"),
     [
@@ -169,7 +178,7 @@ def test_missing_file_and_missing_bitsandbytes(tmp_path, monkeypatch):
         parse(None, *CLASSES["sft"], argv=["--config", "nowhere.yaml"])
     monkeypatch.setattr("rlhf_trl.options.find_spec", lambda name: None)
     options = ["--model_name_or_path", "m", "--output_dir", str(tmp_path / "o"), "--load_in_4bit", "--use_peft"]
-    with pytest.raises(UserError, match="bitsandbytes is not installed; pip install"):
+    with pytest.raises(UserError, match="load_in_4bit needs bitsandbytes, which"):
         parse(None, *CLASSES["sft"], argv=options)
 
 
