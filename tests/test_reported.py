@@ -5,6 +5,8 @@ import json
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
+from trl import RewardTrainer
 
 from tests.conftest import settings
 from tests.judge_server import JudgeServer, always_first, answer, error, fair
@@ -147,3 +149,26 @@ def test_a_prompt_in_words_is_read_whole(train, run, world, tmp_path):
     samples = (tmp_path / "run/samples/sft.jsonl").read_text().splitlines()
     prompts = {json.loads(sample)["prompt"] for sample in samples}
     assert len(prompts) == 8 and prompts < {f"<user>{i}. I think<assistant>" for i in range(100, 160)}
+
+
+def test_a_reward_model_reads_the_end_that_it_is_told(run, world, tmp_path, monkeypatch):
+    """`reward --eos_token` was accepted, and replies ended in the tokenizer's own."""
+    ends, step = set(), RewardTrainer.training_step
+
+    def record(trainer, model, inputs, *args):
+        ends.update(
+            ids[mask.bool()][-1].item() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        )
+        return step(trainer, model, inputs, *args)
+
+    monkeypatch.setattr(RewardTrainer, "training_step", record)
+    config = settings(tmp_path, "reward", world, model_name_or_path=str(world / "model"), max_steps=1)
+    assert run("reward", "--config", config, "--eos_token", "~")[0] == 0
+    assert ends == {AutoTokenizer.from_pretrained(world / "model").convert_tokens_to_ids("~")}
+
+
+def test_an_evaluation_while_training_is_made(run, world, tmp_path):
+    """`sft --eval_strategy steps` ended in a traceback: there were no rows to evaluate on."""
+    config = settings(tmp_path, "sft", world, eval_strategy="steps", eval_steps=1, max_steps=2)
+    assert run("sft", "--config", config)[0] == 0
+    assert (tmp_path / "sft/metrics.jsonl").read_text().count('"eval_loss"') == 2
