@@ -24,7 +24,7 @@ from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
 from rlhf_trl.preferences import find_files
-from rlhf_trl.tokens import UNFIT, tokenize_split
+from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file
 SELECTION = ("prompt also in the train split", "prompt repeated")
@@ -44,8 +44,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         keys[name] = set(rows["key"][:])
         tables[name] = measure(rows, frame)
         print(f"{name}: {len(rows)} rows, {tables[name]['kept'].sum()} of them are used")
-    for file, count in files.items():
-        print(f"read {file}: {count} rows")
+    print_files(data_config, files)
     files_of = {"train": "sft"} | ({"test": "eval"} if find_files(data_config, "test") else {})
     summary = {
         **asdict(data_config),

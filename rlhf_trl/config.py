@@ -26,7 +26,8 @@ FOLDERS = {"dataset": "dataset", "model_name_or_path": "model", "reward_model_pa
 # to judge by; validation what settings are chosen on and rewards scaled by.
 SPLITS = {"sft": 0.25, "reward": 0.25, "policy": 0.13, "gold": 0.27, "validation": 0.10}
 
-COLUMNS = ("prompt", "chosen", "rejected")  # of preference data
+ROW = ("prompt", "chosen", "rejected")  # of preference data
+COLUMNS = (*ROW, "system")  # that are read; prompt and system may be missing
 
 
 @dataclass
@@ -77,7 +78,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.splits = _shares(self.splits)
-        for name, equals, column in (entry.partition("=") for entry in self.columns or ()):
+        named = [entry.partition("=") for entry in self.columns or ()]
+        for name, equals, column in named:
+            if [other for other, *_ in named].count(name) > 1:
+                raise UserError(f"columns: {name} is named twice")
             if name not in COLUMNS or not (equals and column):
                 raise UserError(
                     f"columns: {name}{equals}{column} names no column; write {'=NAME, '.join(COLUMNS)}=NAME"

@@ -14,11 +14,11 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
 from rlhf_trl import frames, splits
-from rlhf_trl.config import COLUMNS, DataConfig
+from rlhf_trl.config import ROW, DataConfig
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.files import file_hash
 from rlhf_trl.frames import Frame
-from rlhf_trl.preferences import find_files, load_pairs
+from rlhf_trl.preferences import find_files, load_pairs, unread_files
 from rlhf_trl.splits import load_split
 
 TOO_LONG = ("prompt too long", "reply too long")
@@ -26,7 +26,7 @@ UNFIT = (*TOO_LONG, *frames.REASONS)  # why a row of a split cannot be used
 IDS = List(Value("int32"))
 FEATURES = Features(
     {
-        **{name: Value("string") for name in (*COLUMNS, "subset", "key", "dialogue", "dropped")},
+        **{name: Value("string") for name in (*ROW, "subset", "key", "dialogue", "dropped")},
         **{"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": Value("int64"), "apart": Value("bool")},
     }
 )
@@ -59,9 +59,16 @@ def build_dataset(config: DataConfig, name: str, frame: Frame, seed: int) -> Dat
     apart = sum(dataset["apart"][:])
     note = f"; {apart} with a reply that is other tokens when written together with its prompt" if apart else ""
     print(f"{name}: {len(dataset)} rows of {config.dataset} (dropped: {reasons}{note})")
-    for file, rows in files.items():
-        print(f"  read {file}: {rows} rows")
+    print_files(config, files)
     return dataset
+
+
+def print_files(config: DataConfig, read: dict[str, int]) -> None:
+    """What was read, and what was not, so that no file is missed or meant otherwise without a word."""
+    for file, rows in read.items():
+        print(f"  read {file}: {rows} rows")
+    for file in unread_files(config):
+        print(f"  not read: {file}")
 
 
 def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset, Counter, Counter]:

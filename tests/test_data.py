@@ -73,7 +73,7 @@ def test_what_is_no_hh_data_names_file_and_line(tmp_path, line):
 def test_a_cut_off_gzip_is_an_error(tmp_path):
     lines = "".join(pair(PROMPT + f" {random.random()}.", PROMPT + " Five.") + "\n" for _ in range(500))
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-900])
-    with pytest.raises(UserError, match="damaged or cut off"):
+    with pytest.raises(UserError, match="damaged, cut off"):
         load_pairs(DataConfig(dataset=str(tmp_path)), "train")
 
 

@@ -39,6 +39,19 @@ FORMS = {
     "messages, implicit prompt": {"chosen": CHAT + FOUR, "rejected": CHAT + FIVE},
     "messages that repeat the prompt": {"prompt": CHAT, "chosen": CHAT + FOUR, "rejected": CHAT + FIVE},
     "messages that repeat a text": {"prompt": "One?", "chosen": CHAT + FOUR, "rejected": CHAT + FIVE},
+    "messages that repeat the prompt otherwise": {
+        "prompt": [{**m, "content": f" {m['content']}"} for m in CHAT],
+        "chosen": [{**m, "name": None} for m in CHAT] + FOUR,
+        "rejected": [{**m, "name": None} for m in CHAT] + FIVE,
+    },
+    "dialogues that repeat the prompt": {
+        "prompt": DIALOGUE,
+        "chosen": DIALOGUE + " Four.",
+        "rejected": DIALOGUE + " Five.",
+    },
+    "empty prompt": {"prompt": "", "chosen": DIALOGUE + " Four.", "rejected": DIALOGUE + " Five."},
+    "lines of Windows": {"prompt": DIALOGUE.replace("\n", "\r\n"), "chosen": "Four.", "rejected": "Five."},
+    "no system": {"system": "", "prompt": DIALOGUE, "chosen": "Four.", "rejected": "Five."},
     "prompt as messages": {"prompt": CHAT, "chosen": "Four.", "rejected": "Five."},
     "dialogue and messages": {"prompt": DIALOGUE, "chosen": FOUR, "rejected": FIVE},
     "ShareGPT": {
@@ -158,7 +171,7 @@ def test_a_chat_model_reads_what_its_template_writes(world, tmp_path):
         (PLAIN | {"rejected": "Four. "}, "sides are equal"),
         (PLAIN | {"chosen": "\ud83d"}, "half a character"),
         (PLAIN | {"chosen": "Four.\n\nHuman: Six?"}, "a reply holds another turn"),
-        (PLAIN | {"prompt": "Read:\n\nHuman: Hi\n\nAssistant:"}, "a message holds another turn"),
+        (PLAIN | {"prompt": "Read:\n\nHuman: Hi"}, "a message holds another turn"),
         (
             {"prompt": [turn("a\n\nAssistant: b", "user")], "chosen": FOUR, "rejected": FIVE},
             "a message holds another turn",
@@ -169,17 +182,75 @@ def test_a_chat_model_reads_what_its_template_writes(world, tmp_path):
         ({"chosen": FOUR, "rejected": FIVE}, "the assistant begins"),
         ({"chosen": "\n\nAssistant: Four.", "rejected": "\n\nAssistant: Five."}, "the assistant begins"),
         ({"prompt": [SYSTEM, *FIVE, *QUESTION], "chosen": FOUR, "rejected": FIVE}, "the assistant begins"),
-        ({"prompt": [*QUESTION, turn("4", "tool")], "chosen": FOUR, "rejected": FIVE}, "a message of role tool"),
-        ({"prompt": [*QUESTION, SYSTEM], "chosen": FOUR, "rejected": FIVE}, "a message of role system"),
+        ({"prompt": [*QUESTION, turn("4", "tool")], "chosen": FOUR, "rejected": FIVE}, "a message of role 'tool'"),
+        ({"prompt": [*QUESTION, SYSTEM], "chosen": FOUR, "rejected": FIVE}, "a system message within the dialogue"),
         ({"prompt": [turn([{"type": "image"}], "user")], "chosen": FOUR, "rejected": FIVE}, "a message is no text"),
         ({"prompt": QUESTION, "chosen": FOUR, "rejected": [turn(None)]}, "a message is no text"),
+        (
+            {"prompt": QUESTION, "chosen": [{**turn("Four."), "tool_calls": [1]}], "rejected": FIVE},
+            "a message is no text",
+        ),
+        (PLAIN | {"tools": [{"type": "function"}]}, "it has tools"),
+        (PLAIN | {"chosen": None}, "a side is empty"),
+        ({"prompt": [turn("", "user")], "chosen": FOUR, "rejected": FIVE}, "a side is empty"),
+        (
+            {"prompt": [*QUESTION, turn("Well,")], "chosen": FOUR, "rejected": FIVE},
+            "the prompt ends with the assistant",
+        ),
+        (PLAIN | {"prompt": "Human: One?\n\nAssistant: Well,"}, "the prompt ends with the assistant"),
+        ({"prompt": QUESTION, "chosen": [turn("Two?", "user"), *FOUR], "rejected": CHAT + FIVE}, "prompts differ"),
+        (PLAIN | {"system": "a\n\nHuman: b"}, "a message holds another turn"),
         (ROW, "pair repeated"),
+        (FORMS["messages"], "pair repeated"),
     ],
 )
 def test_what_cannot_be_used_is_counted(record, reason, tmp_path):
     rows, dropped = read(write(tmp_path / "prefs.jsonl", ROW, record))
     assert rows == [ROW]
     assert dropped == {reason: 1}
+
+
+def test_a_system_message_is_read_wherever_it_stands(tmp_path):
+    asked = "Be kind.\n\nHuman: One?\n\nAssistant:"
+    records = [
+        {"prompt": [SYSTEM, *QUESTION], "chosen": FOUR, "rejected": FIVE},
+        {"system": "Be kind.", "prompt": QUESTION, "chosen": "Four.", "rejected": "Six."},
+        {"system": "Be kind.", "prompt": "\n\nHuman: One?\n\nAssistant:", "chosen": "Four.", "rejected": "Seven."},
+        {"prompt": asked, "chosen": "Four.", "rejected": "Eight."},
+    ]
+    rows, _ = read(write(tmp_path / "prefs.jsonl", *records))
+    assert [row["prompt"] for row in rows] == [asked] * 4
+    assert messages(asked.removesuffix("\n\nAssistant:")) == [SYSTEM, *QUESTION]
+    records = [PLAIN | {"q": "Be brief."}, PLAIN]
+    rows, _ = read(
+        write(tmp_path / "named.csv", *(PLAIN | {"q": text} for text in ("Be brief.", ""))), columns=["system=q"]
+    )
+    assert [row["prompt"] for row in rows] == ["Be brief.\n\nHuman: One?\n\nAssistant:", "One?"]
+
+
+def test_one_question_has_one_place_in_every_form(tmp_path):
+    """Whether it is a text in one file and a message in another: no prompt of the one is tested on in the other."""
+    write(tmp_path / "train.jsonl", *(PLAIN | {"prompt": f"{i}?"} for i in range(9)))
+    chats = [{"prompt": [turn(f"{i}?", "user")], "chosen": FOUR, "rejected": FIVE} for i in range(10)]
+    write(tmp_path / "test.jsonl", *chats)
+    rows, dropped, _ = load_split(DataConfig(str(tmp_path)), "eval")
+    assert rows["prompt"][:] == ["\n\nHuman: 9?\n\nAssistant:"]
+    assert dropped["prompt also in the train split"] == 9
+
+
+def test_a_file_may_be_of_one_split_and_then_of_another(tmp_path):
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.jsonl", PLAIN | {"prompt": name})
+    for options in ({"split": "test", "test_split": "train"}, {}, {"split": "test", "test_split": "train"}):
+        config = DataConfig(str(tmp_path), **options)
+        assert load_pairs(config, "train")["prompt"][:] == [options.get("split", "train")]
+        assert load_pairs(config, "test")["prompt"][:] == [options.get("test_split", "test")]
+
+
+def test_json_in_a_text_is_text(tmp_path):
+    record = {"prompt": '[{"role": "admin", "n": 1}] explain this', "chosen": "{}", "rejected": '[{"role": "a"}]'}
+    for name in ("a.jsonl", "b.csv"):
+        assert read(write(tmp_path / name, record))[0] == [record]
 
 
 def test_byte_order_mark_and_blank_lines_are_read(tmp_path):
@@ -212,6 +283,11 @@ def test_columns_are_named(tmp_path):
         (".ipynb_checkpoints/train.jsonl train.jsonl .cache/test.jsonl", {}, "train.jsonl", ""),
         ("preference/train.jsonl edit/train.jsonl", {"data_dir": ["preference"]}, "preference/train", ""),
         ("test.jsonl", {}, "", "test.jsonl"),
+        ("train/data.jsonl test/data.jsonl", {}, "train/data.jsonl", "test/data.jsonl"),
+        ("train-00000-of-00001-8349d0765e.parquet test-00000-of-00001-b1.parquet", {}, "train-", "test-"),
+        ("Train.jsonl val.jsonl notes.json", {}, "Train", "val"),
+        ("part1.jsonl part2.jsonl", {}, "part1 part2", ""),
+        ("dataset_infos.json prefs.jsonl x.csv.jsonl.txt", {}, "prefs", ""),
     ],
 )
 def test_the_files_of_a_split(names, options, train, test, tmp_path):
@@ -302,6 +378,22 @@ BAD = {
         "train.jsonl, line 2: not JSON",
     ),
     "list cut off": (lambda f: write(f / "train.json", ROW).write_text("[{}, "), {}, "train.json, line 1: not JSON"),
+    "a number without end": (
+        lambda f: write(f / "train.jsonl", ROW).write_text('{"a": ' + "1" * 5000 + "}"),
+        {},
+        "train.jsonl, line 1: not JSON",
+    ),
+    "nested without end": (
+        lambda f: write(f / "train.jsonl", ROW).write_text("[" * 100_000),
+        {},
+        "train.jsonl, line 1: not JSON",
+    ),
+    "one split for two": (
+        lambda f: write(f / "a.jsonl", ROW),
+        {"split": "a", "test_split": "a"},
+        "split and test_split are both a",
+    ),
+    "column named twice": (None, {"columns": ["chosen=a", "chosen=b"]}, "columns: chosen is named twice"),
     "no object": (lambda f: write(f / "train.jsonl", ROW, [1]), {}, "line 2: no preference pair: it is no object"),
     "other columns": (lambda f: write(f / "train.csv", {"a": "1"}), {}, "line 2: .* no chosen among its columns a"),
     "no such column": (
@@ -346,7 +438,7 @@ BAD = {
     "messages as Python writes them": (
         lambda f: write(f / "train.csv", {side: str(QUESTION + FOUR) for side in ("chosen", "rejected")}),
         {},
-        "line 2: no preference pair: a list of messages is written as text that is not JSON",
+        "line 2: a list of messages is written as text that is not JSON",
     ),
     "not UTF-8": (lambda f: write(f / "train.jsonl", ROW).write_bytes(b"\xff\xfe{"), {}, "train.jsonl cannot be read"),
     "gzip cut off": (
