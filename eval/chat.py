@@ -15,7 +15,7 @@ from transformers import TextStreamer
 
 from eval.config import ChatConfig
 from eval.samples import sample
-from rlhf_trl.frames import REPLY, SPECIAL, RowError, load_frame
+from rlhf_trl.frames import REPLY, SPECIAL, TURN, RowError, load_frame
 from rlhf_trl.hub import check_source, check_weights
 from rlhf_trl.models import device, load_policy, positions
 
@@ -49,6 +49,9 @@ def main(config: ChatConfig) -> None:
             if not frame.finished(reply):
                 print(f"[cut off after {len(reply)} tokens]", file=sys.stderr)
             dialogue = asked + frame.text(reply)
+            if TURN.search(frame.text(reply)):
+                print("the reply holds another turn; the chat begins anew", file=sys.stderr)
+                dialogue = ""
 
 
 def _lines() -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The settings that the evaluation commands share."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -224,5 +225,5 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError("max_new_tokens must be at least 1")
-        if self.temperature < 0:
-            raise UserError("temperature must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError("temperature must be at least 0 and finite")

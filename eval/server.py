@@ -15,7 +15,7 @@ from tqdm import tqdm
 from eval.config import JudgeConfig
 from rlhf_trl.errors import UserError
 
-JSON = json.JSONDecoder()
+JSON = json.JSONDecoder(strict=False)  # a reason may run over several lines
 RECORD = dict.fromkeys(("request", "answer", "model", "usage", "verdict", "failure", "detail"))
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
@@ -192,8 +192,8 @@ def read_answer(completion: Any) -> dict:
 
 
 def parse_verdict(answer: str) -> str | None:
-    """The verdict of the last JSON object that fits `Verdict`, where a reason may be missing and keys be added; None
-    without such an object. What is thought before the answer, up to `</think>`, counts nowhere."""
+    """The verdict of the last JSON object that fits `Verdict`, whatever its reason is and keys are added; None without
+    such an object. What is thought before the answer, up to `</think>`, counts nowhere."""
     verdict, thinking, end, failed = None, False, 0, 0
     for mark in re.finditer(r'<think>|</think>|\{\s*"', answer):
         if mark.start() < end:  # within an object
@@ -205,10 +205,10 @@ def parse_verdict(answer: str) -> str | None:
             continue
         try:
             found, end = JSON.raw_decode(answer, mark.start())
-            verdict = Verdict.model_validate({"reason": ""} | found).verdict
+            verdict = Verdict(reason="", verdict=str(found["verdict"]).strip().lower()).verdict
         except json.JSONDecodeError as error:
             failed = error.pos
-        except ValueError:  # another object, or a number too long to read
+        except (KeyError, ValueError):  # another object, or a number too long to read
             continue
         except RecursionError:
             return None

@@ -257,7 +257,7 @@ REFUSED = [
         {"optim_args": "eps=1e-3"},
         "the optimizer does not read it",
         "set adam_beta1, adam_beta2, adam_epsilon and weight_decay",
-        lambda _, options: options["optim"].startswith(("adamw_torch", "adafactor")),
+        lambda _, options: options["optim"] in ("adamw_torch", "adamw_torch_fused", "adafactor"),
     ),
     Refusal(
         ALL,
@@ -368,7 +368,8 @@ NEEDED = [
         "load_in_4bit",
         (True,),
     ),
-    (OFFLINE, {"eval_steps": 5, "eval_delay": 2, "eval_on_start": True}, "eval_strategy", ("steps", "epoch")),
+    (OFFLINE, {"eval_steps": 5}, "eval_strategy", ("steps",)),
+    (OFFLINE, {"eval_delay": 2, "eval_on_start": True}, "eval_strategy", ("steps", "epoch")),
     ({SFT, DPO}, {"per_device_eval_batch_size": 2}, "eval_strategy", ("steps", "epoch")),
     (
         ALL,
@@ -430,6 +431,9 @@ KNOWN = [
     ({DPO}, "f_divergence_type", ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")),
 ]
 
+# Options whose default would be refused, too: recipes do otherwise
+NOT_THE_DEFAULT = ("max_length", "logging_steps")
+
 # Options that need a package which is not among our own dependencies or not to be had everywhere: module, what to do
 PACKAGES = {
     "load_in_4bit": ("bitsandbytes", "pip install bitsandbytes"),
@@ -447,7 +451,11 @@ def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], nam
         defaults: the values that they have where nothing is said of them.
         named: those of which something is said.
     """
-    given = {name: value for name, value in options.items() if value != defaults[name]}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value != defaults[name] or (name in NOT_THE_DEFAULT and name in named)
+    }
     for name, (package, remedy) in PACKAGES.items():
         if given.get(name) and find_spec(package) is None:
             yield f"{name} needs {package}, which is not installed; {remedy}, or unset it"
