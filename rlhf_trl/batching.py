@@ -25,8 +25,8 @@ MOST_POSITIONS_ON_CPU = 2048
 
 
 class SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch. Trainer does so, too, but not in a resumed epoch of several processes, where the
-    sampler is wrapped once more than it looks."""
+    """Passes the epoch to the sampler. Trainer's own call misses it when several processes resume inside an epoch: the
+    sampler is then wrapped one level deeper than it looks."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
         train_dataloader.set_epoch(int(state.epoch))

@@ -236,7 +236,10 @@ class Frame:
         return None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        if not texts:
+            return []
+        masks = {"return_attention_mask": False, "return_token_type_ids": False}
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **masks)["input_ids"]
 
     def _around(self, before: list[dict], after: list[dict] = ()) -> tuple[str, str]:
         """What the template writes before and behind a reply that stands between these messages."""
