@@ -169,7 +169,7 @@ bench: $(RUNS)/demo/sft/manifest.json $(RUNS)/demo/reward/manifest.json
 test: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check --fix .
