@@ -65,7 +65,7 @@ CASES = {
     "hub data out of reach": ("sft", {"dataset": "Anthropic/hh-rlhf"}, None, "could not be had from the hub"),
     "hub model out of reach": ("sft", {"model_name_or_path": "openai-community/gpt2"}, None, "could not be had"),
     "no HH data": ("sft", {"dataset": "{folder}/data"}, no_hh, "line 1: no preference pair"),
-    "truncated gz": ("sft", {"dataset": "{folder}/data"}, cut_off, "damaged or cut off"),
+    "truncated gz": ("sft", {"dataset": "{folder}/data"}, cut_off, "damaged, cut off"),
     "empty split": ("sft", {"dataset": "{folder}/data"}, empty_split, "the sft split of"),
     "GRPO batch": (
         "grpo",
