@@ -23,7 +23,7 @@ from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
-from rlhf_trl.preferences import find_files
+from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file

@@ -18,7 +18,8 @@ from rlhf_trl.config import ROW, DataConfig
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.files import file_hash
 from rlhf_trl.frames import Frame
-from rlhf_trl.preferences import find_files, load_pairs, unread_files
+from rlhf_trl.preferences import load_pairs
+from rlhf_trl.sources import find_files, unread_files
 from rlhf_trl.splits import load_split
 
 TOO_LONG = ("prompt too long", "reply too long")
