@@ -49,8 +49,8 @@ ifeq ($(filter $(STEPS) chat bench,$(MAKECMDGOALS)),)
 $(error ARGS goes to the step named as target (make ppo ARGS=...); for a step of a longer chain set ARGS_ppo, for the report ARGS_eval)
 endif
 endif
-MADE   := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
-COMMON := $(MADE) $(ARGS_dataset)
+GIVEN  := --seed $(SEED) $(if $(DATA),--dataset $(DATA))
+COMMON := $(GIVEN) $(ARGS_dataset)
 evaluate = $(or $(2),$(RUN)) -m eval $(1) --config $(CONFIG)/eval.yaml --output_dir $(OUT) $(COMMON) $(ARGS_eval)
 
 .DEFAULT_GOAL := help
@@ -153,7 +153,7 @@ chat: | $(INSTALLED)
 comma := ,
 quoted = '$(subst ','\'',$(1))'
 check: $(DEMO) | $(INSTALLED)
-	$(if $(LAUNCH),gpus=$${CUDA_VISIBLE_DEVICES:-0}; CUDA_VISIBLE_DEVICES=$${gpus%%$(comma)*}) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(MADE) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)=$(call quoted,$(ARGS_dataset) $(ARGS_$(step)))) --eval=$(call quoted,$(ARGS_dataset) $(ARGS_eval) $(ARGS_judge))
+	$(if $(LAUNCH),gpus=$${CUDA_VISIBLE_DEVICES:-0}; CUDA_VISIBLE_DEVICES=$${gpus%%$(comma)*}) $(RUN) -m eval check --profile $(CONFIG) --output_dir $(OUT) $(GIVEN) $(if $(MODEL),--model_name_or_path $(MODEL)) $(foreach step,sft reward ppo grpo dpo,--$(step)=$(call quoted,$(ARGS_dataset) $(ARGS_$(step)))) --eval=$(call quoted,$(ARGS_dataset) $(ARGS_eval) $(ARGS_judge))
 
 # Studies of this project itself
 correctness: $(INSTALLED)

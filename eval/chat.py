@@ -48,8 +48,9 @@ def main(config: ChatConfig) -> None:
         else:
             if not frame.finished(reply):
                 print(f"[cut off after {len(reply)} tokens]", file=sys.stderr)
-            dialogue = asked + frame.text(reply)
-            if TURN.search(frame.text(reply)):
+            said = frame.text(reply)
+            dialogue = asked + said
+            if TURN.search(said):
                 print("the reply holds another turn; the chat begins anew", file=sys.stderr)
                 dialogue = ""
 

@@ -146,7 +146,11 @@ def _row(prompt: Any, chosen: Any, rejected: Any, system: Any) -> dict[str, str]
     if system and system.strip():
         if TURN.search(system):
             raise _NoRow("a message holds another turn")
-        dialogue = system.strip() + (dialogue if TURN.match(dialogue) else f"\n\nHuman: {dialogue}{REPLY}")
+        if not dialogue.endswith(REPLY):
+            dialogue = f"\n\nHuman: {dialogue.strip()}{REPLY}"
+        if not TURN.match(dialogue) and not dialogue.startswith(f"{system.strip()}\n\nHuman:"):
+            raise _NoRow("two system messages")
+        dialogue = system.strip() + dialogue[TURN.search(dialogue).start() :]
     return {"prompt": dialogue, "chosen": chosen, "rejected": rejected}
 
 

@@ -8,7 +8,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from datasets import Dataset
 
+from rlhf_trl import tokens
 from rlhf_trl.config import SPLITS, DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
@@ -169,3 +171,14 @@ def test_what_is_tokenized_once_is_read_from_the_cache_until_something_changes(w
     with gzip.open(folder / "helpful-base" / "train.jsonl.gz", "at") as file:
         file.write(pair(PROMPT + " Four.", PROMPT + " Five.") + "\n")
     assert build(config)[1]
+
+
+def test_several_processes_tokenize_as_one_does(world, monkeypatch):
+    frame = load_frame(str(world / "model"))
+    one = build_dataset(DataConfig(str(world / "data"), max_prompt_tokens=91), "reward", frame, 0)
+    maps, map_rows = [], Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *args, **options: maps.append(options) or map_rows(*args, **options))
+    monkeypatch.setattr(tokens, "FEWEST_ROWS", 20)
+    two = build_dataset(DataConfig(str(world / "data"), max_prompt_tokens=92), "reward", frame, 0)  # not from the cache
+    assert maps[0]["num_proc"] > 1
+    assert two.to_list() == one.to_list()

@@ -201,6 +201,7 @@ def test_a_chat_model_reads_what_its_template_writes(world, tmp_path):
         (PLAIN | {"prompt": "Human: One?\n\nAssistant: Well,"}, "the prompt ends with the assistant"),
         ({"prompt": QUESTION, "chosen": [turn("Two?", "user"), *FOUR], "rejected": CHAT + FIVE}, "prompts differ"),
         (PLAIN | {"system": "a\n\nHuman: b"}, "a message holds another turn"),
+        ({"system": "Be brief.", "prompt": [SYSTEM, *QUESTION], "chosen": "4", "rejected": "5"}, "two system messages"),
         (ROW, "pair repeated"),
         (FORMS["messages"], "pair repeated"),
     ],
@@ -218,9 +219,10 @@ def test_a_system_message_is_read_wherever_it_stands(tmp_path):
         {"system": "Be kind.", "prompt": QUESTION, "chosen": "Four.", "rejected": "Six."},
         {"system": "Be kind.", "prompt": "\n\nHuman: One?\n\nAssistant:", "chosen": "Four.", "rejected": "Seven."},
         {"prompt": asked, "chosen": "Four.", "rejected": "Eight."},
+        {"system": "Be kind.", "prompt": [SYSTEM, *QUESTION], "chosen": "Four.", "rejected": "Nine."},
     ]
     rows, _ = read(write(tmp_path / "prefs.jsonl", *records))
-    assert [row["prompt"] for row in rows] == [asked] * 4
+    assert [row["prompt"] for row in rows] == [asked] * 5
     assert messages(asked.removesuffix("\n\nAssistant:")) == [SYSTEM, *QUESTION]
     records = [PLAIN | {"q": "Be brief."}, PLAIN]
     rows, _ = read(
