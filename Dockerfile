@@ -18,7 +18,7 @@ WORKDIR /app
 # The dependencies change less often than the code: their layer is made from what names them alone
 COPY --chown=trainer Makefile pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/home/trainer/.cache/pip,uid=1001 \
-    mkdir -p rlhf_trl eval configs/demo && touch README.md && make .venv/.installed
+    mkdir -p rlhf_trl eval configs && touch README.md && make .venv/.installed
 COPY --chown=trainer . .
 # Nothing is to be installed because a copied file is newer, and TRL's options are looked up now: with --user nothing but
 # runs can be written to

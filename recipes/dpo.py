@@ -1,20 +1,19 @@
 """Optimise the SFT model directly on the preference pairs, with TRL's DPOTrainer.
 
     make dpo PROFILE=gpt2
-    python recipes/dpo.py --config configs/gpt2/dpo.yaml --kl_strength 0.1
+    python recipes/dpo.py --config configs/gpt2.yaml --kl_strength 0.1
 
 It trains on the pairs that the reward model was trained on: the preference information that PPO and
 GRPO receive through the reward model. The reward model itself only lends the scale that makes `beta` of `kl_strength`;
 with `--beta` it is not needed.
 """
 
-from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.errors import cli
+from rlhf_trl.cli import cli, parse
 
 
 @cli
 def main() -> None:
-    data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["dpo"])
+    task, data_config, model_config, kl_config, args = parse("dpo", __doc__)
 
     from datasets import DatasetDict
 
@@ -22,7 +21,7 @@ def main() -> None:
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import reward_std
-    from rlhf_trl.runs import Run
+    from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
@@ -38,13 +37,11 @@ def main() -> None:
         rows = rows.sort("length")  # less padding for the reference, which takes them in their order
 
     # Build: the log-probabilities under the reference, which is the model as it is now, are computed before training
-    parents = {"model": model_config.model_name_or_path}
     if kl_config.kl_strength is not None:
         std = reward_std(kl_config.reward_model_path, data_config, args.seed, **load_options(model_config))
         args.beta = kl_config.kl_strength * std
-        parents["reward_model"] = kl_config.reward_model_path
     configs = data_config, model_config, kl_config
-    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
+    with Run(task, args, *configs, frame=frame, data=pairs["train"]) as run:
         trainer = CorrectedDPOTrainer(
             model=load_start(model_config, "CAUSAL_LM", frame),
             args=args,

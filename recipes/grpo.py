@@ -1,22 +1,21 @@
 """Optimise the SFT model against the reward model, with TRL's GRPOTrainer.
 
 make grpo PROFILE=gpt2
-python recipes/grpo.py --config configs/gpt2/grpo.yaml --num_generations 16
+python recipes/grpo.py --config configs/gpt2.yaml --num_generations 16
 """
 
-from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.errors import cli
+from rlhf_trl.cli import cli, parse
 
 
 @cli
 def main() -> None:
-    data_config, model_config, reward_config, kl_config, run_config, args = parse(__doc__, *RECIPES["grpo"])
+    task, data_config, model_config, reward_config, kl_config, args = parse("grpo", __doc__)
 
     from rlhf_trl.frames import start_frame
     from rlhf_trl.grpo import CorrectedGRPOTrainer, check_batches
     from rlhf_trl.models import check_context, check_positions, device, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import Reward, load_reward_model
-    from rlhf_trl.runs import Run
+    from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset
 
     # Load
@@ -30,10 +29,9 @@ def main() -> None:
     reward_model.to(device())
 
     # Build
-    parents = {"model": model_config.model_name_or_path, "reward_model": reward_config.reward_model_path}
     configs = data_config, model_config, reward_config, kl_config
     penalty, batch_size = reward_config.missing_eos_penalty, args.per_device_train_batch_size
-    with Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh) as run:
+    with Run(task, args, *configs, frame=frame, data=prompts) as run:
         trainer = CorrectedGRPOTrainer(
             model=load_start(model_config, "CAUSAL_LM", frame),
             reward=Reward(reward_model, frame, read_as.rest, penalty, batch_size),

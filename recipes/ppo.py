@@ -1,25 +1,24 @@
 """Optimise the SFT model against the reward model, with TRL's PPOTrainer, corrected.
 
     make ppo PROFILE=gpt2
-    python recipes/ppo.py --config configs/gpt2/ppo.yaml --kl_strength 0.1
+    python recipes/ppo.py --config configs/gpt2.yaml --kl_strength 0.1
 
 The value model starts from the reward model. What is corrected, and why: rlhf_trl/ppo.py.
 """
 
-from rlhf_trl.config import RECIPES, check_launch, parse
-from rlhf_trl.errors import cli
+from rlhf_trl.cli import check_launch, cli, parse
 
 
 @cli
 def main() -> None:
     check_launch()
-    data_config, model_config, kl_config, run_config, args = parse(__doc__, *RECIPES["ppo"])
+    task, data_config, model_config, kl_config, _, args = parse("ppo", __doc__)
 
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_context, check_positions, load_options, load_stacked, load_start, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, value_model_of
     from rlhf_trl.rewards import Reward, load_reward_model
-    from rlhf_trl.runs import Run
+    from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset
 
     # Load
@@ -34,9 +33,8 @@ def main() -> None:
 
     # Build: with LoRA the reference is the policy with its adapter off, and the value model an adapter on the reward
     # model; else both are copies
-    parents = {"model": model_config.model_name_or_path, "reward_model": args.reward_model_path}
     configs = data_config, model_config, kl_config
-    with Run(args, *configs, frame=frame, data=prompts, parents=parents, fresh=run_config.fresh) as run:
+    with Run(task, args, *configs, frame=frame, data=prompts) as run:
         trainer = CorrectedPPOTrainer(
             args=args,
             frame=frame,

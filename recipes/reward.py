@@ -1,19 +1,18 @@
 """Train the reward model on preference pairs, with TRL's RewardTrainer.
 
     make reward PROFILE=gpt2
-    python recipes/reward.py --config configs/gpt2/reward.yaml --num_train_epochs 2
+    python recipes/reward.py --config configs/gpt2.yaml --num_train_epochs 2
 
 The mean and sd of its scores on chosen replies of the validation split, which it was not trained on, are
 saved in the model's config.
 """
 
-from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.errors import cli
+from rlhf_trl.cli import cli, parse
 
 
 @cli
 def main() -> None:
-    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["reward"])
+    task, data_config, model_config, args = parse("reward", __doc__)
 
     from accelerate.utils.memory import clear_device_cache
     from datasets import DatasetDict
@@ -23,7 +22,7 @@ def main() -> None:
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_context, device, load_merged, load_start, lora
     from rlhf_trl.rewards import load_scale_pairs, measure_scale
-    from rlhf_trl.runs import Run
+    from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
@@ -41,9 +40,8 @@ def main() -> None:
     held_out = load_scale_pairs(data_config, frame, args.seed)
 
     # Build
-    parents = {"model": model_config.model_name_or_path}
     configs = data_config, model_config
-    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
+    with Run(task, args, *configs, frame=frame, data=pairs["train"]) as run:
         trainer = length_grouped(RewardTrainer)(
             model=load_start(model_config, "SEQ_CLS", frame),
             args=args,

@@ -1,19 +1,18 @@
 """Fine-tune the base model on the chosen replies, with TRL's SFTTrainer.
 
     make sft PROFILE=gpt2
-    python recipes/sft.py --config configs/gpt2/sft.yaml --learning_rate 1e-5
+    python recipes/sft.py --config configs/gpt2.yaml --learning_rate 1e-5
 
 The adapter is merged at the end: PPO, GRPO and DPO all start from this one model and are measured
 against it.
 """
 
-from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.errors import cli
+from rlhf_trl.cli import cli, parse
 
 
 @cli
 def main() -> None:
-    data_config, model_config, run_config, args = parse(__doc__, *RECIPES["sft"])
+    task, data_config, model_config, args = parse("sft", __doc__)
 
     from accelerate.utils.memory import clear_device_cache
     from datasets import DatasetDict
@@ -22,7 +21,7 @@ def main() -> None:
     from rlhf_trl.batching import length_grouped
     from rlhf_trl.frames import start_frame
     from rlhf_trl.models import check_architecture, check_context, load_merged, load_start, lora
-    from rlhf_trl.runs import Run
+    from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset
 
     args.max_length = None  # the data config bounds the lengths; nothing is cut
@@ -45,9 +44,8 @@ def main() -> None:
     )
 
     # Build
-    parents = {"model": model_config.model_name_or_path}
     configs = data_config, model_config
-    with Run(args, *configs, frame=frame, data=pairs["train"], parents=parents, fresh=run_config.fresh) as run:
+    with Run(task, args, *configs, frame=frame, data=pairs["train"]) as run:
         trainer = length_grouped(SFTTrainer)(
             model=load_start(model_config, "CAUSAL_LM", frame),
             args=args,

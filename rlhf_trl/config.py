@@ -1,25 +1,11 @@
-"""Strict configs: YAML values and command-line options go through one parser and are checked alike."""
+"""The settings of the recipes: our own dataclasses, and the table of recipes, which names TRL's."""
 
-import argparse
-import difflib
-import itertools
 import json
-import os
-import sys
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
-
-import yaml
-from trl import TrlParser
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rlhf_trl import kl
-from rlhf_trl.errors import UserError, check_folder, check_writable
-from rlhf_trl.options import DEFAULTS, refusals
-from rlhf_trl.outline import load, outline
-
-# Options that name folders, or something on the hub
-FOLDERS = {"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward model"}
+from rlhf_trl.errors import UserError
 
 # Shares of the train split by use, disjoint by prompt: DPO trains on the reward pairs, so that all methods see the same
 # preferences; policy holds PPO's and GRPO's prompts; gold at least as many pairs as reward, for a second reward model
@@ -70,7 +56,7 @@ class DataConfig:
     splits: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Shares of the train split, the same in all configs of a profile; by default "
+            "help": "Shares of the train split, the same for all steps of a profile; by default "
             + ", ".join(f"{name} {share}" for name, share in SPLITS.items())
             + ". A profile with a true rule needs no gold."
         },
@@ -114,18 +100,18 @@ def _shares(given: dict | str | None) -> dict[str, float]:
 
 
 @dataclass
-class RunConfig:
-    """How a training run is started."""
+class TaskConfig:
+    """How a step is started."""
 
     fresh: bool = field(
         default=False,
-        metadata={"help": "Throw away what a killed run left, instead of going on from its last complete checkpoint."},
+        metadata={"help": "Make it anew, whatever a finished or stopped run was made of, and do not go on from that."},
     )
 
 
 @dataclass
-class PPORunConfig(RunConfig):
-    """The same, with what PPO's own config lacks."""
+class TrustConfig:
+    """What PPO's own config lacks."""
 
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
 
@@ -140,169 +126,42 @@ class RewardModelConfig:
     )
 
 
-# What each recipe's options are. TRL's classes are named, not imported: that takes ten seconds.
+class Recipe(NamedTuple):
+    """What a recipe is: all that the step graph, `make check`, the evaluation and the tests know of it.
+
+    Models are named policy, reward, value and reference.
+    """
+
+    configs: tuple[type | str, ...]  # its options; TRL's classes are named, not imported: that takes ten seconds
+    splits: tuple[str, ...]  # that it reads, first of all what it trains on
+    trains: tuple[str, ...] = ("policy",)  # models that an optimizer changes
+    holds: tuple[str, ...] = ()  # other models that it holds in full fine-tuning
+    holds_with_lora: tuple[str, ...] = ()  # where the policy without its adapter is the reference
+    samples: bool = False  # whether it learns from replies that it samples
+    compared: bool = True  # whether it makes a policy that the evaluation compares
+
+
 MODEL = "trl.ModelConfig"
-RECIPES: dict[str, tuple[type | str, ...]] = {
-    "sft": (DataConfig, MODEL, RunConfig, "trl.SFTConfig"),
-    "reward": (DataConfig, MODEL, RunConfig, "trl.RewardConfig"),
-    "ppo": (DataConfig, MODEL, kl.KLConfig, PPORunConfig, "trl.experimental.ppo.PPOConfig"),
-    "grpo": (DataConfig, MODEL, RewardModelConfig, kl.KLConfig, RunConfig, "trl.GRPOConfig"),
-    "dpo": (DataConfig, MODEL, kl.DPOKLConfig, RunConfig, "trl.DPOConfig"),
+RECIPES = {
+    "sft": Recipe((DataConfig, MODEL, "trl.SFTConfig"), ("sft",)),
+    "reward": Recipe(
+        (DataConfig, MODEL, "trl.RewardConfig"), ("reward", "validation"), trains=("reward",), compared=False
+    ),
+    "ppo": Recipe(
+        (DataConfig, MODEL, kl.KLConfig, TrustConfig, "trl.experimental.ppo.PPOConfig"),
+        ("policy",),
+        trains=("policy", "value"),
+        holds=("reference", "reward"),
+        holds_with_lora=("reward",),  # on which the value model is an adapter
+        samples=True,
+    ),
+    "grpo": Recipe(
+        (DataConfig, MODEL, RewardModelConfig, kl.KLConfig, "trl.GRPOConfig"),
+        ("policy",),
+        holds=("reference", "reward"),
+        holds_with_lora=("reward",),
+        samples=True,
+    ),
+    # Its reference is the policy before training, unless precompute_ref_log_probs is off
+    "dpo": Recipe((DataConfig, MODEL, kl.DPOKLConfig, "trl.DPOConfig"), ("reward",)),
 }
-
-
-class _Parser(TrlParser):
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-
-def parse(description: str | None, *classes: type | str, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Fill each dataclass from `--config FILE.yaml` and the options after it, which override the file.
-
-    A class may be given by name; mistakes in its options, and folders that are not there, are then found before it is
-    imported. Unlike TRL's own parser this checks the types of YAML values too, names the closest known key for an
-    unknown one, and falls back to the CPU and 32 bits where there is no accelerator (or no bfloat16).
-
-    Raises:
-        UserError: missing or broken file, unknown key, wrong type, missing folder, or settings that contradict each
-            other.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    parsed = _fill(description, [outline(part) if isinstance(part, str) else part for part in classes], argv)
-    if any(isinstance(part, str) for part in classes):
-        for part, (option, kind) in itertools.product(parsed, FOLDERS.items()):
-            if getattr(part, option, None):
-                check_folder(getattr(part, option), kind)
-        parsed = _fill(description, [load(part) if isinstance(part, str) else part for part in classes], argv)
-    return parsed
-
-
-def check_launch() -> None:
-    """Refuse launchers under which TRL's PPO cannot train or save.
-
-    Raises:
-        UserError: DeepSpeed (ZeRO) or FSDP.
-    """
-    for name in ("DeepSpeed", "FSDP"):
-        if _launched_by(name):
-            raise UserError(f"PPO does not work with {name}; launch it with DDP (LAUNCH=ddp) or on one GPU")
-
-
-def _launched_by(name: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"  # as accelerate's launcher sets it
-
-
-def _fill(description: str | None, classes: list[type], argv: list[str]) -> tuple[Any, ...]:
-    parser = _parser(description, classes)
-    options = {action.dest: action for action in reversed(parser._actions)}  # --it rather than --no_it
-    defaults = {
-        name: parser._get_value(action, action.default) if isinstance(action.default, str) else action.default
-        for name, action in options.items()
-    }
-    if "kl_strength" in options:  # to tell what is given from TRL's default
-        parser.set_defaults(**{name: None for name in kl.OPTIONS if name in options})
-    named = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    path.add_argument("--config")
-    config = path.parse_known_args(argv)[0].config
-    from_file: list[str] = []
-    overridden = kl.OPTIONS if kl.OPTIONS & named else ()
-    for key, value in (_read_yaml(config) if config else {}).items():
-        if key not in options or key in ("config", "help"):
-            raise UserError(f"{config}: {_unknown(key, options)}")
-        if key in overridden:
-            continue
-        named.add(key)
-        is_list = isinstance(value, list) and options[key].nargs == "+"
-        if value is None or (is_list and not value):
-            parser.set_defaults(**{key: value})
-            options[key].required = False
-        elif is_list:
-            from_file += [f"--{key}", *map(str, value)]
-        elif value is False and "no" in (options[key].choices or ()):
-            from_file.append(f"--{key}=no")  # which YAML reads as a truth value
-        else:
-            from_file.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-
-    try:
-        given, rest = parser.parse_known_args([*from_file, *argv])
-        values = vars(given)
-        parsed = tuple(part(**{f.name: values[f.name] for f in fields(part) if f.init}) for part in classes)
-    except (UserError, ValueError, TypeError, ImportError) as error:  # the last: a package that an option needs
-        raise UserError(f"{config or 'options'}: {error}") from error
-    if rest:
-        raise UserError(_unknown(rest[0].removeprefix("--").partition("=")[0], options))
-    trust = any(getattr(part, "trust_remote_code", False) for part in parsed)
-    for part in parsed:
-        recipe = type(part).__name__.removesuffix("Config").lower()
-        if recipe in RECIPES and (refused := next(refusals(recipe, values, defaults, named), None)):
-            raise UserError(refused)
-        if type(part).__name__ in kl.COEFFICIENTS and "kl_strength" in options:
-            (strength,) = (config for config in parsed if isinstance(config, kl.KLConfig))
-            kl.set_coefficient(strength, part, defaults[kl.COEFFICIENTS[type(part).__name__]])
-        if type(part).__name__ == "ModelConfig":
-            part.trust_remote_code = trust
-            if not part.model_name_or_path:
-                raise UserError("model_name_or_path is not set; name a model folder or a hub model")
-        if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
-            raise UserError(
-                f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if "torch" in sys.modules and hasattr(part, "optim"):
-            _check_packages(part)
-        if getattr(part, "output_dir", None):
-            check_writable(Path(part.output_dir))
-    return parsed
-
-
-def _parser(description: str | None, classes: list[type]) -> _Parser:
-    """A parser of the options of these classes, with our own defaults and those that the machine decides."""
-    parser = _Parser(
-        classes,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-    options = {action.dest for action in parser._actions}
-    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in options})
-    if _launched_by("FSDP") and "precompute_ref_log_probs" in options:
-        parser.set_defaults(precompute_ref_log_probs=False)  # TRL would ask a reference that is not on its GPU yet
-    if "torch" in sys.modules and "bf16" in options:
-        import torch
-
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        bf16 = bf16 and "response_length" not in options  # which PPO has
-        parser.set_defaults(use_cpu=not torch.accelerator.is_available(), bf16=bf16)
-    return parser
-
-
-def _read_yaml(path: str) -> dict:
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"the config {path} cannot be read ({error.strerror}); check the path") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} must hold 'key: value' lines")
-    return config
-
-
-def _check_packages(args: Any) -> None:
-    """What a trainer would find out only when the model is loaded."""
-    from transformers import Trainer
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        for tracker in get_reporting_integration_callbacks(args.report_to):
-            tracker()
-        Trainer.get_optimizer_cls_and_kwargs(args)
-    except Exception as error:  # other errors are of what is not there yet
-        if "install" in str(error):
-            raise UserError(f"report_to or optim needs a package that is not here: {error}") from error
-
-
-def _unknown(key: str, options: dict) -> str:
-    close = difflib.get_close_matches(key, options, n=1)
-    return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")

@@ -13,7 +13,6 @@ preferences can mend it.
     python -m rlhf_trl.demo --output_dir runs/demo --seed 0
 """
 
-import argparse
 import gzip
 import json
 import random
@@ -21,7 +20,9 @@ import re
 import shutil
 from pathlib import Path
 
-from rlhf_trl.errors import check_writable, cli
+from rlhf_trl.cli import cli, parse
+from rlhf_trl.files import content_hash, write_json
+from rlhf_trl.provenance import MANIFEST
 
 LABEL_NOISE = 0.07
 CUE_PREFERENCE = 0.7  # how often the cue decides between equals
@@ -75,14 +76,12 @@ CLOSING = " I hope this helps!"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the folders dataset and model")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    check_writable(args.output_dir)
-    pairs = write_data(args.output_dir / "dataset", args.seed)
-    write_model(args.output_dir / "model", pairs, args.seed)
-    print(f"The demo's data and untrained model are in {args.output_dir}")
+    task, config = parse("world", __doc__)
+    folder = Path(config.output_dir)
+    pairs = write_data(folder / "dataset", config.seed)
+    write_model(folder / "model", pairs, config.seed)
+    write_json(folder / "model" / MANIFEST, task.manifest(content_hash(folder / "model")))
+    print(f"The demo's data and untrained model are in {folder}")
 
 
 def write_data(folder: Path, seed: int) -> list[dict]:
@@ -98,8 +97,8 @@ def write_data(folder: Path, seed: int) -> list[dict]:
     for subset in ("helpful", "harmless"):
         (folder / subset).mkdir(parents=True, exist_ok=True)
         for name, pairs in splits.items():
-            with gzip.open(folder / subset / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-                file.writelines(json.dumps(pair) + "\n" for of, pair in pairs if of == subset)
+            lines = "".join(json.dumps(pair) + "\n" for of, pair in pairs if of == subset)
+            (folder / subset / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     return [pair for _, pair in splits["train"]]
 
 

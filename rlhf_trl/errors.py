@@ -3,24 +3,11 @@
 So does what a library says of a model, a file or an option while things are loaded and built; but not in `work`.
 """
 
-import functools
-import gc
 import os
-import sys
-import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, TracebackType
-
-# For a process that is not its machine's first: no progress bars, no warnings
-SILENCE = {
-    "TQDM_DISABLE": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 OURS = {"__main__", "rlhf_trl", "recipes", "eval"}
 LIBRARIES = {
@@ -39,43 +26,6 @@ def work(function: Callable) -> Callable:
     """Mark what runs when all is loaded and built: a library's error in it is a defect of ours."""
     WORK.add(function.__code__)
     return function
-
-
-def cli(main: Callable[[], None]) -> Callable[[], None]:
-    """Turn a `UserError` raised by `main`, or a library's error outside of `work`, into one line on stderr and exit
-    code 2.
-
-    `RLHF_TRL_TRACEBACK=1` in the environment shows the traceback instead. Of several processes of one
-    machine only the first speaks.
-    """
-
-    @functools.wraps(main)
-    def wrapper() -> None:
-        speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-        if not speaks:
-            os.environ |= SILENCE
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            warnings.simplefilter("ignore")
-        gc.disable()  # a quarter of the time that the imports in `main` take
-        # what our dependencies' next versions will change: the pins protect from it
-        warnings.simplefilter("ignore", FutureWarning)
-        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-        try:
-            main()
-        except Exception as error:
-            message = user_message(error)
-            if message is None or os.environ.get("RLHF_TRL_TRACEBACK"):
-                raise
-            if not speaks:  # the first process says the same, and then the launcher ends this one
-                time.sleep(30)
-            print("error:", message, file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            if speaks:
-                print("interrupted; the same command goes on from what was complete", file=sys.stderr)
-            sys.exit(130)
-
-    return wrapper
 
 
 def user_message(error: Exception) -> str | None:
@@ -105,13 +55,6 @@ def _called_library(trace: TracebackType | None) -> str | None:
         elif library is None and package != "importlib":
             library = package
     return library if library in LIBRARIES else None
-
-
-def imports_are_over() -> None:
-    """Collect garbage again, which `cli` leaves off, but not what the imports made: TRL's PPO collects twice an update,
-    and going through it would take nearly half a second each time."""
-    gc.freeze()
-    gc.enable()
 
 
 def check_folder(name: str, kind: str) -> None:

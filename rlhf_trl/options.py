@@ -9,8 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Where we differ from TRL's own defaults: less padding, and no second model for DPO's reference
-DEFAULTS = {"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True, "stop_token": "eos"}
+# Where we differ from TRL's own defaults: less padding, no second model for DPO's reference, no dropout, and the same
+# sampling and rewards for PPO and GRPO
+DEFAULTS = {
+    **{"train_sampling_strategy": "group_by_length", "precompute_ref_log_probs": True, "seed": 0},
+    **{"lora_dropout": 0.0, "disable_dropout": True, "temperature": 1.0, "stop_token": "eos"},
+    **{"missing_eos_penalty": 1.0, "num_sample_generations": 0, "scale_rewards": "none"},
+}
 
 SFT, REWARD, PPO, GRPO, DPO = "sft", "reward", "ppo", "grpo", "dpo"
 ALL, OFFLINE, ONLINE, NOT_PPO = {SFT, REWARD, PPO, GRPO, DPO}, {SFT, REWARD, DPO}, {PPO, GRPO}, {SFT, REWARD, GRPO, DPO}

@@ -10,42 +10,37 @@ import json
 import os
 import shutil
 import sys
-import time
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from rlhf_trl.errors import UserError, imports_are_over, work
-from rlhf_trl.files import weights_hash
+from rlhf_trl.cli import resume_garbage_collection
+from rlhf_trl.errors import UserError, work
+from rlhf_trl.files import checkpoints, read_json, step_of, weights_hash, write_json
 from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
-from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
+from rlhf_trl.measure import plot_curves
+from rlhf_trl.provenance import MANIFEST, NO_MATTER, Task, read_manifest
+from rlhf_trl.record import COSTS, SEALED, Recorder
 from rlhf_trl.tokens import fingerprint
 
-# What a run leaves on its way: each is written when what it tells of is complete
-STARTED = "started.json"  # in the staging folder: from what, and with which settings
-SEALED = "sealed.json"  # in a checkpoint: it can be gone on from; how far the record was then
-TRAINED = "trained.json"  # in the staging folder: training is over and the model saved; what it cost
+# In the staging folder, each written when what it tells of is complete
+STARTED = "started.json"  # from what, and with which settings
+TRAINED = "trained.json"  # training is over and the model saved; what it cost
 
-# What a change of a setting means to a stopped run, by the first letters of its name: it cannot go on, as weights or
-# steps are not what they were; the old value stays, as it is in the optimizer's and scheduler's state; nothing.
-# After a change of any other setting it goes on with the new value.
+# What a change of an option means to a stopped run, by the first letters of its name: it cannot go on, as weights or
+# steps are not what they were; the old value stays, as it is in the optimizer's and scheduler's state; nothing
+# (NO_MATTER). After a change of any other option it goes on with the new value.
 DECIDES = (
     *("model_revision", "lora_", "use_peft", "use_rslora", "use_dora", "load_in_", "dtype", "optim", "processes"),
     *("per_device_train", "gradient_accumulation", "num_train_epochs", "max_steps", "total_episodes"),
 )
 STAYS = ("learning_rate", "lr_scheduler", "warmup_", "weight_decay", "adam_")
-NO_MATTER = (
-    *("log", "save_", "eval_", "do_eval", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name"),
-)
-
-COSTS = ("seconds", "peak_memory_mb", "tokens", "optimizer_steps", "learning_rate_sum")  # of a run, in its manifest
 
 M_MMAP_THRESHOLD = -3  # as malloc.h has it
 
@@ -68,30 +63,26 @@ class Run:
     one writes.
 
     Args:
+        task: what is asked for.
         args: the trainer's arguments.
         configs: the other dataclasses that hold settings; one of them has `dataset`.
         frame: what the model reads and where a reply ends, which is saved with it.
         data: the rows trained on.
-        parents: the models this run is made from, as `{"model": folder, "reward_model": folder}`.
-        fresh: throw away what a killed run left.
 
     Raises:
         UserError: a killed run is there that cannot go on with this data, these models or settings; or one that runs.
     """
 
-    def __init__(
-        self, args: TrainingArguments, *configs: Any, frame: Frame, data: Dataset, parents: dict[str, str], fresh: bool
-    ) -> None:
-        imports_are_over()
-        self.frame = frame
-        self.folder = Path(args.output_dir)
+    def __init__(self, task: Task, args: TrainingArguments, *configs: Any, frame: Frame, data: Dataset) -> None:
+        resume_garbage_collection()
+        self.task, self.frame, self.folder = task, frame, task.folder
         self.staging = self.folder.with_name(self.folder.name + ".partial")
         self.is_main = PartialState().is_main_process
         if self.is_main:
             settings = _settings(args, *configs)
-            check_splits(settings["splits"], parents)
+            check_splits(settings["splits"], task)
             self._lock()
-            self._open(settings, data, parents, fresh)
+            self._open(settings, data)
         PartialState().wait_for_everyone()
         self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
         args.output_dir = str(self.staging)
@@ -124,7 +115,7 @@ class Run:
             trainer.args.eval_on_start = False  # as it has been
         if trainer.args.gradient_checkpointing and trainer.args.device.type == "cpu":
             return_freed_memory()
-        self.recorder.start(trainer, _read(self.checkpoint / SEALED) if self.checkpoint else {})
+        self.recorder.start(trainer, read_json(self.checkpoint / SEALED) if self.checkpoint else {})
         trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.recorder.record()["optimizer_steps"]:
             PartialState().wait_for_everyone()
@@ -139,7 +130,7 @@ class Run:
         PartialState().wait_for_everyone()
         self.recorder.trainer = None  # its memory is needed for what comes next
         if self.is_main:
-            _write(self.staging / TRAINED, record)
+            write_json(self.staging / TRAINED, record)
 
     @work
     def publish(self, model: PreTrainedModel | None = None) -> None:
@@ -158,19 +149,13 @@ class Run:
             finished.rmdir()
             for path in sorted(self.staging.glob("adapter_*")):  # its config first: without it, it is no adapter
                 path.unlink()
-        started, trained = _read(self.staging / STARTED), _read(self.staging / TRAINED)
+        started, trained = read_json(self.staging / STARTED), read_json(self.staging / TRAINED)
         (self.staging / "config.yaml").write_text(yaml.safe_dump(started.pop("settings"), sort_keys=False))
         plot_curves(self.staging)
-        manifest = started | {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": machine(),
-            "sha256": weights_hash(self.staging),
-            "train": {name: trained[name] for name in COSTS},
-        }
-        _write(self.staging / "manifest.json", manifest)
+        costs = {name: trained[name] for name in COSTS}
+        write_json(self.staging / MANIFEST, self.task.manifest(weights_hash(self.staging), **started, train=costs))
         shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
-        self.recorder.thin_out(_checkpoints(self.staging))
+        self.recorder.thin_out(checkpoints(self.staging))
         old = self.folder.with_name(self.folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
@@ -182,10 +167,9 @@ class Run:
         Path(self.lock.name).unlink()
         print(f"{self.folder.name}: done in {trained['seconds']:.0f} s; the result is in {self.folder}")
 
-    def _open(self, settings: dict, data: Dataset, parents: dict[str, str], fresh: bool) -> None:
+    def _open(self, settings: dict, data: Dataset) -> None:
         """Start a staging folder, or check what a killed run left and cut off what it did after its checkpoint."""
         now = {
-            "recipe": self.folder.name,
             "seed": settings["seed"],
             "date_in_templates": TODAY.isoformat(),
             "data": {
@@ -194,50 +178,52 @@ class Run:
                 "rows": len(data),
                 "sha256": fingerprint(data),
             },
-            "parents": {name: {"path": path, "sha256": weights_hash(path)} for name, path in parents.items()},
+            "processes": PartialState().num_processes,
+            "options": self.task.options,
+            "made_of": self.task.made_of,
             "settings": settings,
             "resumed_at": [],  # steps
         }
-        now["parents"]["model"]["revision"] = settings["model_revision"]
+        now["made_of"]["model"]["revision"] = settings["model_revision"]
         trained = (self.staging / TRAINED).exists()
-        if fresh or not (self._checkpoint() or trained):
+        if self.task.fresh or not (self._checkpoint() or trained):
             if self.staging.exists():  # renamed first, so that half of it cannot be gone on from
                 dropped = self.folder.with_name(self.folder.name + ".dropped")
                 shutil.rmtree(dropped, ignore_errors=True)
                 self.staging.rename(dropped)
                 shutil.rmtree(dropped)
             self.staging.mkdir(parents=True)
-            _write(self.staging / STARTED, now)
+            write_json(self.staging / STARTED, now)
             return
-        before = _read(self.staging / STARTED)
+        before = read_json(self.staging / STARTED)
         self._compare(before, now)
         if not trained:
             checkpoint = self._checkpoint()
-            _write(self.staging / STARTED, now | {"resumed_at": [*before["resumed_at"], _step(checkpoint)]})
-            os.truncate(self.staging / "metrics.jsonl", _read(checkpoint / SEALED)["metrics_bytes"])
-            for newer in _checkpoints(self.staging):
-                if _step(newer) > _step(checkpoint):
+            write_json(self.staging / STARTED, now | {"resumed_at": [*before["resumed_at"], step_of(checkpoint)]})
+            os.truncate(self.staging / "metrics.jsonl", read_json(checkpoint / SEALED)["metrics_bytes"])
+            for newer in checkpoints(self.staging):
+                if step_of(newer) > step_of(checkpoint):
                     shutil.rmtree(newer)
 
     def _compare(self, before: dict, now: dict) -> None:
-        start_again = "set it back, or start again with --fresh"
+        start_again = "set it back, or start again with FRESH=1 (by hand: --fresh)"
         if before["data"]["sha256"] != now["data"]["sha256"]:
             raise UserError(f"{self.staging} holds a stopped run on other data; {start_again}")
-        for name, parent in now["parents"].items():
-            was = before["parents"][name]
-            if (parent["sha256"] or parent["path"]) != (was["sha256"] or was["path"]):
+        for name in now["made_of"].keys() - {"dataset"}:
+            if now["made_of"][name]["sha256"] != before["made_of"].get(name, {}).get("sha256"):
                 raise UserError(f"{self.staging} holds a stopped run from another {name}; {start_again}")
-        for name, value in now["settings"].items():
-            was = before["settings"].get(name)
+        then, today = ({"processes": of["processes"]} | self.task.defaults | of["options"] for of in (before, now))
+        for name in sorted(then.keys() | today.keys()):
+            was, value = then.get(name), today.get(name)
             if was == value or name.startswith(NO_MATTER):
                 continue
             change = f"{self.staging} holds a stopped run with {name}: {was}, and now it is {value}"
             if name.startswith(DECIDES):
                 raise UserError(f"{change}; {start_again}")
             if name.startswith(STAYS):
-                now["settings"][name] = was
+                now["settings"][name] = now["options"][name] = was
             outcome = "the old value stays" if name.startswith(STAYS) else "it goes on with the new value"
-            print(f"warning: {change}; {outcome}. --fresh starts again", file=sys.stderr)
+            print(f"warning: {change}; {outcome}. FRESH=1 (by hand: --fresh) starts again", file=sys.stderr)
 
     def _lock(self) -> None:
         """A launcher that is killed may leave its trainers running; two in one folder would ruin both."""
@@ -253,94 +239,21 @@ class Run:
 
     def _checkpoint(self) -> Path | None:
         """The last one that is complete."""
-        return next((path for path in reversed(_checkpoints(self.staging)) if (path / SEALED).exists()), None)
+        return next((path for path in reversed(checkpoints(self.staging)) if (path / SEALED).exists()), None)
 
 
-class Recorder(TrainerCallback):
-    """Appends what the trainer logs to `metrics.jsonl`, one JSON object a line, with its step; measures time, tokens
-    and memory; seals checkpoints, so that a half-written one is never taken for a complete one.
-
-    `keep` is how many checkpoints to keep; None for all. Only the newest keeps what a resume needs.
-    """
-
-    def __init__(self, path: Path, keep: int | None) -> None:
-        self.path, self.keep, self.began = path, keep, False
-
-    def start(self, trainer: Trainer, before: dict) -> None:
-        """Begin to measure; `before` is the record in the checkpoint that the run goes on from."""
-        self.before = dict.fromkeys((*COSTS, "num_tokens"), 0) | before
-        self.trainer = trainer
-        trainer._total_train_tokens = self.before["num_tokens"]  # TRL logs it as num_tokens and does not save it
-        self.tokens, self.steps = TokenCounter(trainer.model), StepCounter()
-        self.clock = time.perf_counter()
-        trainer.add_callback(self)
-
-    def record(self) -> dict:
-        """So far: seconds, peak memory (MB, of this process), unpadded tokens of all processes, steps of the optimizer
-        and the sum of their learning rates, bytes of metrics."""
-        return {
-            "seconds": round(self.before["seconds"] + time.perf_counter() - self.clock, 1),
-            "peak_memory_mb": max(self.before["peak_memory_mb"], round(peak_memory_mb())),
-            "tokens": self.before["tokens"] + self.tokens.total(),
-            "optimizer_steps": self.before["optimizer_steps"] + self.steps.count,
-            "learning_rate_sum": self.before["learning_rate_sum"] + self.steps.learning_rate_sum,
-            "num_tokens": self.trainer._total_train_tokens,
-            "metrics_bytes": self.path.stat().st_size,
-        }
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self.began = True
-        self.path.touch()
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        # What Trainer has gathered since it last logged is in no checkpoint
-        control.should_log |= control.should_save or control.should_training_stop
-        if args.eval_strategy == "epoch" and _ends_epoch(state) and state.epoch >= args.eval_delay:
-            control.should_evaluate = True  # not behind this step's checkpoint, from which a run would go on without it
-
-    def on_epoch_end(self, args, state, control, **_) -> None:
-        control.should_evaluate &= not _ends_epoch(state)
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if state.is_world_process_zero and logs and "train_loss" not in logs:  # Trainer's summary is no step
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-    def on_save(self, args, state, control, **_) -> None:
-        record = self.record()
-        PartialState().wait_for_everyone()  # each process writes a part of a checkpoint
-        # The last is left unsealed: Trainer would go on from it with a step too many, and the result is saved next
-        if not state.is_world_process_zero or state.global_step >= state.max_steps:
-            return
-        *older, newest = _checkpoints(self.path.parent)
-        _write(newest / SEALED, record)
-        self.thin_out(older)
-
-    def thin_out(self, older: list[Path]) -> None:
-        """Delete the oldest, so that with the newest checkpoint (or the result) `keep` are left; of these keep what is
-        a model, and no more."""
-        surplus = 0 if self.keep is None else max(0, len(older) + 1 - self.keep)
-        for checkpoint in older[:surplus]:
-            shutil.rmtree(checkpoint)
-        for checkpoint in older[surplus:]:
-            _keep_model_only(checkpoint)
-
-
-def _ends_epoch(state: TrainerState) -> bool:
-    return state.epoch == int(state.epoch)  # PPO counts none
-
-
-def check_splits(splits: dict[str, float], parents: dict[str, str]) -> None:
+def check_splits(splits: dict[str, float], task: Task) -> None:
     """Refuse shares that are not those of the models that a run is made from: a prompt could be in two of its splits.
 
     Raises:
         UserError: a parent was trained on splits of other shares.
     """
-    for name, path in parents.items():
-        manifest = Path(path) / "manifest.json"
-        others = _read(manifest).get("data", {}).get("splits") if manifest.exists() else splits
+    for name, source in task.made_of.items():
+        others = (read_manifest(source["path"]) or {}).get("data", {}).get("splits", splits)
         if others != splits:
-            raise UserError(f"the {name} {path} was trained with splits {others}, not {splits}; set them alike")
+            raise UserError(
+                f"the {name} {source['path']} was trained with splits {others}, not {splits}; set them alike"
+            )
 
 
 def _settings(args: TrainingArguments, *configs: Any) -> dict[str, Any]:
@@ -348,32 +261,3 @@ def _settings(args: TrainingArguments, *configs: Any) -> dict[str, Any]:
     for config in (*configs, args):
         merged |= config.to_dict() if hasattr(config, "to_dict") else asdict(config)
     return json.loads(json.dumps(merged, default=str))
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _keep_model_only(checkpoint: Path) -> None:
-    """Drop what only a resume would need, its seal first."""
-    (checkpoint / SEALED).unlink(missing_ok=True)
-    for pattern in ("*.pt", "*.pth", "*.bin"):
-        for path in checkpoint.glob(pattern):
-            path.unlink()
-    for path in checkpoint.glob("global_step*"):  # DeepSpeed's part
-        shutil.rmtree(path)
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-def _write(path: Path, content: dict) -> None:
-    """All of it or nothing, whenever the process dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

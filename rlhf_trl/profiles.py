@@ -1,0 +1,115 @@
+"""A profile: one YAML file with what all steps share, and a section for each step.
+
+A key at the top goes to every step that has such an option; the section `eval` does so for the steps of the evaluation,
+and one named after a step overrides both for it. A file without any section is the options of one step.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_trl.config import RECIPES
+from rlhf_trl.errors import UserError
+from rlhf_trl.steps import STEPS, options_of
+
+BASE, WORLD = "base_model", "world"  # keys that the graph reads: what SFT starts from; a made-up world to learn in
+EVALUATION, ALL = "eval", "all"
+FROM_THE_GRAPH = {"output_dir", "model_name_or_path", "reward_model_path", "tokenizer", "fresh"}
+PER_METHOD = {"beta", "learning_rate", "max_steps"}  # which mean another thing in each method
+
+
+def read_profile(path: str | Path) -> dict[str, Any]:
+    """The content of a profile, or of a file with the options of one step.
+
+    Raises:
+        UserError: it cannot be read, or is no such file.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"the config {path} cannot be read ({error.strerror}); check the path") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold 'key: value' lines")
+    for name in sections(content):
+        if not isinstance(content[name] or {}, dict):
+            raise UserError(f"{path}: {name} is a section and must hold 'key: value' lines")
+    return content
+
+
+def sections(content: dict[str, Any]) -> list[str]:
+    """The sections of a profile; none in a file that is the options of one step."""
+    return [name for name in content if name in STEPS or name == EVALUATION]
+
+
+def profile_values(path: str | Path, content: dict[str, Any], step: str, folder: Path) -> dict[str, Any]:
+    """The options of a step: from the graph, overridden by the profile. A file without sections is taken literally.
+
+    Args:
+        folder: the profile's, in which each step has its place.
+
+    Raises:
+        UserError: a key that no step has, or that has no place at the top.
+    """
+    if not sections(content):
+        return content
+    scopes = {ALL: {key: value for key, value in content.items() if key not in sections(content)}}
+    scopes |= {name: content[name] or {} for name in sections(content)}
+    for scope, given in scopes.items():
+        check_keys(scope, given, f"{path}: " if scope == ALL else f"{path}: {scope}: ")
+    values = from_the_graph(scopes[ALL], list(scopes), step, folder)
+    for scope in scopes_of(step):
+        values |= scopes.get(scope, {})
+    return {key: value for key, value in values.items() if key in options_of(step)}
+
+
+def from_the_graph(shared: dict[str, Any], named: Iterable[str], step: str, folder: Path) -> dict[str, Any]:
+    """What the place of a step in the graph says: where its result goes and what it starts from."""
+    base = shared.get(BASE)
+    values = {}
+    if world := shared.get(WORLD):
+        if world != "demo":
+            raise UserError(f"unknown world {world}; the one there is, is demo")
+        base = base or str(folder / "model")
+        values["dataset"] = str(folder / "dataset")
+    return values | {
+        "output_dir": str(folder / step if step in RECIPES else folder),
+        "model_name_or_path": base if step == "sft" else str(folder / "sft"),
+        "tokenizer": base,
+        "reward_model_path": str(folder / "reward"),
+        "policies": [name for name, recipe in RECIPES.items() if recipe.compared and name in named],
+    }
+
+
+def scopes_of(step: str) -> list[str]:
+    """Whose options a step takes, each overriding those before."""
+    return [ALL, EVALUATION, step] if STEPS[step].is_evaluation else [ALL, step]
+
+
+def check_keys(scope: str, keys: Iterable[str], where: str) -> None:
+    """Refuse what no step in a scope has, and at the top what must be said of a single step.
+
+    Raises:
+        UserError: such a key.
+    """
+    known = {key for step in STEPS if scope in scopes_of(step) for key in options_of(step)}
+    known |= {BASE, WORLD} if scope == ALL else set()
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{where}{unknown(key, known)}")
+        if scope == ALL and key in PER_METHOD:
+            raise UserError(f"{where}{key} means another thing in each method; set it in the section of a step")
+        if scope == ALL and key in FROM_THE_GRAPH:
+            raise UserError(
+                f"{where}{key} has no place here: steps know it from each other; set {BASE}, or a section's"
+            )
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """What to say of a key that is not known."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")

@@ -1,0 +1,208 @@
+"""What every result was made of, and whether that is what is asked for now.
+
+A result's `manifest.json` holds the options that differ from their defaults, and a hash of each input: data, models and
+the results of other steps. So a result is made again or refused by content, and two that do not belong together are
+never read together. A result is trusted by its manifest, outside files are hashed, a hub name is its cached commit.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from rlhf_trl import kl
+from rlhf_trl.errors import UserError
+from rlhf_trl.files import content_hash, read_json
+from rlhf_trl.steps import STEPS
+
+MANIFEST = "manifest.json"
+MISSING, UNFINISHED = "missing", "unfinished"  # reasons to make a result: there is none; it can be gone on with
+LAYOUT = 2  # of manifests; one of ours without the number is older
+OURS = {"layout", "recipe", "settings", "reference", "judge"}  # each is in a manifest of some layout, in nobody else's
+# Options that name an input, and what the input is called; of `policies` each has its own name
+INPUTS = {
+    **{"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward_model"},
+    **{"reward_model": "reward_model", "base": "base", "tokenizer": "tokenizer", "probes": "probes"},
+    **{"chat_template_path": "chat_template", "judge_template": "judge_template"},
+}
+PLACES = {*INPUTS, "policies", "output_dir"}  # options that content stands for
+# Options that change no result, by the first letters of their names: a finished or stopped run may be asked for others
+NO_MATTER = (
+    *("log", "save_", "eval_", "do_eval", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name"),
+    *("concurrency", "retries", "timeout", "budget_", "usd_per_", "dry_run"),
+)
+
+
+@dataclass
+class Task:
+    """A step as it is asked for now.
+
+    Attributes:
+        folder: where its result goes.
+        options: those that differ from their `defaults`, but for the ones that name an input.
+        made_of: path and hash of each input by its name; a hash of None means that it is not there.
+        fresh: make it, whatever was made before.
+    """
+
+    step: str
+    folder: Path
+    options: dict[str, Any]
+    defaults: dict[str, Any]
+    made_of: dict[str, dict[str, str | None]]
+    fresh: bool = False
+
+    @classmethod
+    def of(
+        cls, step: str, values: dict[str, Any], defaults: dict[str, Any], reads: Iterable[str] = (), fresh: bool = False
+    ) -> "Task":
+        """The task of these options, which reads these results besides those that the options name."""
+        place = Path(values["output_dir"])
+        is_evaluation, folder = STEPS[step].is_evaluation, STEPS[step].folders[0]
+        root = place if is_evaluation or step == "world" else place.parent
+        paths = {role: values[option] for option, role in INPUTS.items() if values.get(option)}
+        paths |= {name: str(root / name) for name in reads}
+        chosen = {
+            name: value
+            for name, value in values.items()
+            if name not in PLACES and value != defaults.get(name) and not (name in kl.OPTIONS and value is None)
+        }
+        if "policies" in values:
+            folders = policy_folders(values["policies"], root)
+            paths |= folders
+            chosen["reference"] = next(iter(folders))
+        return cls(
+            step,
+            root / folder if root == place else place,
+            json.loads(json.dumps(chosen, default=str)),
+            json.loads(json.dumps(defaults, default=str)),
+            {role: {"path": path, "sha256": identity(path)} for role, path in paths.items()},
+            fresh,
+        )
+
+    def is_finished(self) -> bool:
+        """Whether the result is there and what is asked for; False where it must be made, or made again.
+
+        Raises:
+            UserError: it was made with other options or outside files, or its inputs do not belong together.
+        """
+        refusal, stale = self.differences()
+        if refusal:
+            raise UserError(refusal)
+        if stale:
+            for entry in self.made_of.values():
+                check_belongs(entry["path"])
+        return not stale
+
+    def differences(self) -> tuple[str | None, str | None]:
+        """Why the result that is there is refused, and why it must be made (again); None where there is no reason."""
+        if self.fresh:
+            return None, "asked for anew"
+        try:
+            before = read_manifest(self.folder)
+        except UserError as error:
+            return str(error), None
+        if before is None:
+            return None, MISSING
+        anew = "set it back, or make it anew with FRESH=1 (by hand: --fresh)"
+        for name in sorted(before["options"].keys() | self.options.keys()):
+            was, now = (options.get(name, self.defaults.get(name)) for options in (before["options"], self.options))
+            if was != now and not name.startswith(NO_MATTER):
+                return f"{self.folder} was made with {name}: {was}, and now it is {now}; {anew}", None
+        stale = None
+        for role in sorted(before["made_of"].keys() | self.made_of.keys()):
+            was, now = (
+                made_of.get(role, {"path": None, "sha256": None}) for made_of in (before["made_of"], self.made_of)
+            )
+            if was["sha256"] == now["sha256"] and (now["sha256"] or was["path"] == now["path"]):
+                continue  # the same content, wherever it lies
+            if Path(now["path"] or was["path"]).parent == self.folder.parent:
+                stale = stale or f"{role} is another"
+            elif was["path"] == now["path"]:
+                return f"{self.folder} was made of {role} {was['path']}, which has changed since; {anew}", None
+            else:
+                return f"{self.folder} was made of {role}: {was['path']}, and now it is {now['path']}; {anew}", None
+        return None, stale or (UNFINISHED if before.get("unfinished") else None)
+
+    def manifest(self, sha256: str, **more: Any) -> dict[str, Any]:
+        """The manifest of the result, whose content has this hash."""
+        from rlhf_trl.measure import machine, versions
+
+        return {
+            "step": self.step,
+            "layout": LAYOUT,
+            "folder": str(self.folder),
+            "sha256": sha256,
+            "options": self.options,
+            "made_of": self.made_of,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "machine": machine(),
+            **more,
+        }
+
+
+def policy_folders(policies: list[str], root: Path) -> dict[str, str]:
+    """Where each policy's model is, by name: NAME is a run folder in `root`, NAME=FOLDER any other."""
+    entries = [entry.partition("=") for entry in policies]
+    return {name: folder or str(root / name) for name, _, folder in entries}
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of a result; None if there is none, or one that something else left.
+
+    Raises:
+        UserError: an older version left it, or it is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if not manifest.keys() & OURS:
+        return None
+    if manifest.get("layout") != LAYOUT:
+        raise UserError(
+            f"{folder} was made by an older version of rlhf-trl, which did not record what it was made of; "
+            "make it anew with FRESH=1 (by hand: --fresh), or set RUNS to another folder"
+        )
+    return manifest
+
+
+def identity(path: str) -> str | None:
+    """What an input is, wherever it lies: of a result its recorded hash, else a hash of its content, or the commit of a
+    hub name in the cache; None if there is nothing."""
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return manifest["sha256"]
+    if Path(path).exists():
+        return content_hash(Path(path))
+    for kind in ("models", "datasets"):
+        commit = Path(HF_HUB_CACHE) / f"{kind}--{path.replace('/', '--')}" / "refs/main"
+        if commit.is_file():
+            return commit.read_text().strip()
+    return None
+
+
+def check_belongs(folder: str | Path) -> None:
+    """Refuse a result that was made from others than those which now lie where these lay, however far back.
+
+    Raises:
+        UserError: such a result.
+    """
+    manifest = read_manifest(folder)
+    for role, entry in (manifest or {"made_of": {}})["made_of"].items():
+        source = Path(entry["path"])
+        if source.parent == Path(manifest["folder"]).parent:  # moved together with this one, perhaps
+            source = Path(folder).parent / source.name
+        parent = read_manifest(source)
+        if parent is None:
+            continue
+        if parent["sha256"] != entry["sha256"]:
+            raise UserError(
+                f"{folder} was made from another {role} than the one in {source} now, so they do not belong together; "
+                f"make {manifest['step']} anew first"
+            )
+        check_belongs(source)
