@@ -31,7 +31,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from trl import DPOConfig, DPOTrainer, GRPOConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from eval.figures import SVG
+from eval.pages.figures import SVG
 from rlhf_trl.frames import load_frame
 from rlhf_trl.grpo import CorrectedGRPOTrainer
 from rlhf_trl.kl import KLConfig, set_coefficient

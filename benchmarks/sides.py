@@ -22,9 +22,9 @@ from worlds import World, options, read_config
 from eval import judge
 from eval.config import JudgeConfig
 from eval.files import write_json, write_jsonl
+from eval.judging.client import JudgeClient
 from eval.kl import log_probabilities
 from eval.samples import sample
-from eval.server import JudgeClient
 from rlhf_trl.batching import LengthGroupedSampler, batches
 from rlhf_trl.errors import UserError
 from rlhf_trl.models import device, load_policy

@@ -17,9 +17,10 @@ import pandas as pd
 from datasets import Dataset
 from statsmodels.stats.weightstats import DescrStatsW
 
-from eval import figures, stats
+from eval.analysis import intervals
 from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
+from eval.pages import figures
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame, load_frame, messages
@@ -124,7 +125,7 @@ def length_bias(differences: np.ndarray) -> dict | None:
     """
     if len(differences) < 2:
         return None
-    longer = stats.proportion(int((differences > 0).sum()), len(differences))
+    longer = intervals.proportion(int((differences > 0).sum()), len(differences))
     return {
         "mean": float(differences.mean()),
         "ci": [float(end) for end in DescrStatsW(differences).tconfint_mean()],

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from eval.sentences import p_value
+from eval.pages.sentences import p_value
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -46,9 +46,9 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def render(template: str, **values: Any) -> str:
-    """One of `eval/templates`, filled; a value that is missing is an error."""
+    """One of `eval/pages/templates`, filled; a value that is missing is an error."""
     environment = Environment(
-        loader=PackageLoader("eval", "templates"),
+        loader=PackageLoader("eval.pages"),
         undefined=StrictUndefined,
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,

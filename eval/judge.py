@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from eval.config import GOLD_RULES, OPENAI_URL, EvalConfig, JudgeConfig
 from eval.files import read_jsonl, write_json
-from eval.server import RECORD, BudgetSpent, JudgeClient, parameters, usd
-from eval.tally import Request, publish, tally
+from eval.judging.client import RECORD, BudgetSpent, JudgeClient, parameters, usd
+from eval.judging.tally import Request, publish, tally
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import file_hash
@@ -99,7 +99,7 @@ def read_template(path: str | None) -> str:
     Raises:
         UserError: it cannot be read, or does not use exactly these three.
     """
-    file = Path(path or Path(__file__).parent / "templates" / "judge.txt")
+    file = Path(path or Path(__file__).parent / "judging" / "judge.txt")
     try:
         source = file.read_text(encoding="utf-8")
         variables = meta.find_undeclared_variables(Environment().parse(source))

@@ -13,7 +13,7 @@ from datasets import Features, Value
 from scipy.special import expit
 from statsmodels.discrete.discrete_model import Logit
 
-from eval import stats
+from eval.analysis import intervals
 
 BINS = 10
 EDGES = np.linspace(0.5, 1, BINS + 1)
@@ -60,13 +60,13 @@ class WinRate(_Metric):
         )
 
     def _compute(self, score: list[float]) -> dict:
-        estimate = stats.share(np.array(score))
+        estimate = intervals.share(np.array(score))
         return {"win_rate": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(score)}
 
 
 def accuracy(margins: np.ndarray) -> dict:
     """Share of margins (chosen minus rejected), shape (n,), above 0 with its Wilson interval; a tie counts one half."""
-    estimate = stats.proportion(float(np.heaviside(margins, 0.5).sum()), len(margins))
+    estimate = intervals.proportion(float(np.heaviside(margins, 0.5).sum()), len(margins))
     return {"accuracy": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(margins)}
 
 

@@ -11,12 +11,12 @@ import base64
 import shutil
 from pathlib import Path
 
-from eval import figures, sentences
-from eval.comparisons import per_prompt
+from eval.analysis.comparisons import per_prompt
+from eval.analysis.summary import summarise
 from eval.config import EvalConfig, JudgeConfig
 from eval.files import read_jsonl, render, replaced, write_json
-from eval.page import body
-from eval.summary import summarise
+from eval.pages import figures, sentences
+from eval.pages.page import body
 from rlhf_trl.config import DataConfig
 
 TRUTHS = {"gold": "gold reward", "judge": "judge's score"}

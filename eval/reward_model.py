@@ -19,10 +19,11 @@ from scipy.special import expit
 from scipy.stats import pearsonr, rankdata
 from statsmodels.regression.linear_model import OLS
 
-from eval import figures, stats
+from eval.analysis import intervals
 from eval.config import EvalConfig, JudgeConfig, PadConfig
 from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
+from eval.pages import figures
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frames import Frame, set_pad
@@ -98,7 +99,7 @@ def load_held_out(config: DataConfig, frame: Frame, seed: int) -> tuple[Dataset,
     """All pairs of the eval split that fit the limits, and how many do not."""
     pairs = build_dataset(replace(config, max_rows=None), "eval", frame, seed)
     total = len(load_split(config, "eval")[0])
-    left_out = stats.proportion(total - len(pairs), total)
+    left_out = intervals.proportion(total - len(pairs), total)
     summary = {"pairs": total - len(pairs), "share": left_out.mean, "ci": [left_out.lower, left_out.upper], "n": total}
     return pairs.select(range(min(config.max_rows or total, len(pairs)))), summary
 
@@ -117,7 +118,7 @@ def analyse(
     """
     margins, longer = chosen - rejected, chosen_tokens - rejected_tokens
     subsets = np.array(subsets)
-    log_loss = stats.mean(log_losses(margins), seed)
+    log_loss = intervals.mean(log_losses(margins), seed)
     found = patterns(margins, chosen_tokens, rejected_tokens)
     return {
         **PairwiseAccuracy().compute(scores_chosen=chosen, scores_rejected=rejected),
@@ -201,5 +202,5 @@ def _describe(values: np.ndarray) -> dict[str, float]:
 def _share(holds: np.ndarray) -> dict | None:
     if not len(holds):
         return None
-    estimate = stats.proportion(int(holds.sum()), len(holds))
+    estimate = intervals.proportion(int(holds.sum()), len(holds))
     return {"share": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(holds)}

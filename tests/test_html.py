@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import figures, stats
+from eval.analysis import intervals
 from eval.config import EvalConfig
 from eval.files import read_jsonl, write_json, write_jsonl
+from eval.pages import figures
 from eval.report import write_report
 from rlhf_trl import kl
 from tests.browser import Browser, find
@@ -129,7 +130,7 @@ def made_up_run(root: Path, full: bool) -> Path:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "RESAMPLES", 199)
+        patch.setattr(intervals, "RESAMPLES", 199)
         full = made_up_run(tmp_path_factory.mktemp("html") / "full", full=True)
         patch.setattr(figures, "save", lambda figure, stem: Path(f"{stem}.svg").write_text(SVG))  # drawing is slow
         return {"full": full, "bare": made_up_run(full.parents[2] / "bare", full=False)}

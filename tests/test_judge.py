@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from eval.__main__ import main
+from eval.analysis.summary import _worst_case
 from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
-from eval.sentences import cautions
-from eval.server import parse_verdict
-from eval.summary import _worst_case
+from eval.judging.client import parse_verdict
+from eval.pages.sentences import cautions
 from tests.judge_server import (
     JudgeServer,
     Reply,

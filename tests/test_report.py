@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import sentences, stats
-from eval.comparisons import compare, judged, position_bias, signs
+from eval.analysis import intervals
+from eval.analysis.comparisons import compare, judged, position_bias, signs
+from eval.analysis.overoptimisation import optimisation
+from eval.analysis.summary import summarise
 from eval.config import EvalConfig
-from eval.curves import optimisation
 from eval.files import write_json, write_jsonl
+from eval.pages import sentences
 from eval.report import write_report
-from eval.summary import summarise
 from rlhf_trl import kl
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import file_hash
@@ -141,7 +142,7 @@ def row(rng, i: int, gold: float) -> dict:
 
 def test_no_number_is_typed_in(tmp_path, monkeypatch):
     """Two runs that share no input share no number, but for those that name a method or a level."""
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(intervals, "RESAMPLES", 999)
     texts = []
     for seed, prompts, wins in ((3, 60, 0.5), (4, 83, 0.9)):
         root = tmp_path / f"run{'ab'[seed - 3]}"
@@ -375,7 +376,7 @@ def test_a_small_difference_can_be_shown_and_not_matter():
 
 def test_a_p_value_at_the_resamples_floor_is_a_bound():
     pair = rounds(("a", "b"))[0]
-    assert pair["p"] == 1 / (stats.RESAMPLES + 1)
+    assert pair["p"] == 1 / (intervals.RESAMPLES + 1)
     assert "p < 1e-4" in sentences.claims([pair], MARGIN)[0]
     assert sentences.p_value(0.0123) == "p = 0.012"
 
@@ -448,7 +449,7 @@ def test_a_curve_of_60_of_60_is_not_certain():
 
 def test_falls_are_rarely_found_where_gold_is_flat(monkeypatch):
     """The proxy rises, gold does not change: at most 5% of 200 studies, plus chance, may show a fall (17: below 2%)."""
-    monkeypatch.setattr(stats, "RESAMPLES", 199)
+    monkeypatch.setattr(intervals, "RESAMPLES", 199)
     assert sum(bool(curve((0.5, 0.5, 0.5), seed=seed)["falls"]) for seed in range(200)) <= 17
 
 

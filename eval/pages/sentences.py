@@ -5,7 +5,7 @@ One run cannot tell what its methods would do with another seed or other setting
 
 from collections.abc import Iterable
 
-from eval.stats import RESAMPLES
+from eval.analysis.intervals import RESAMPLES
 
 NO_VERDICT = (
     "This is about checkpoints, each trained once, with settings that this comparison did not tune. It is no verdict "

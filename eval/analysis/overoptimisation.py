@@ -5,8 +5,8 @@ The true preference is the gold rule where the profile has one, else the judge's
 
 import numpy as np
 
-from eval import stats
-from eval.comparisons import REACH, per_prompt, per_reply
+from eval.analysis import intervals
+from eval.analysis.comparisons import REACH, per_prompt, per_reply
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEASURE_OF = {"gold": "gold reward", "judge": "win rate"}
@@ -73,7 +73,7 @@ def optimisation(
                 {
                     "label": point["label"],
                     "sqrt_kl": _sqrt_kl(point, seed),
-                    "proxy": stats.as_dict(stats.mean(point["proxy"], seed)),
+                    "proxy": intervals.as_dict(intervals.mean(point["proxy"], seed)),
                     truth: _share(point[truth]),
                 }
                 for point in points
@@ -86,7 +86,7 @@ def optimisation(
 
 def best_of(rows: list[dict], column: str, n: int) -> np.ndarray:
     """Expected value of a column for the best of n of the replies by the proxy reward, shape (prompts,)."""
-    return (stats.best_of_n_weights(per_reply(rows, "proxy"), n) * per_reply(rows, column)).sum(1)
+    return (intervals.best_of_n_weights(per_reply(rows, "proxy"), n) * per_reply(rows, column)).sum(1)
 
 
 def best_of_kl(n: int) -> float:
@@ -105,7 +105,7 @@ def _contrasts(curves: dict[str, list[dict]], truth: str, seed: int) -> list[dic
     if not pairs:
         return []
     proxy, true = (
-        stats.family(np.array([end[m] - point[m] for _, point, end in pairs]).T, seed=seed, **REACH[measure])
+        intervals.family(np.array([end[m] - point[m] for _, point, end in pairs]).T, seed=seed, **REACH[measure])
         for m, measure in (("proxy", "proxy reward"), (truth, MEASURE_OF[truth]))
     )
     return [
@@ -137,7 +137,7 @@ def _sqrt_kl(point: dict, seed: int) -> dict | None:
         return {"mean": best_of_kl(point["n"]) ** 0.5, "ci": None}
     if point["kl"] is None:
         return None
-    kl = stats.as_dict(stats.mean(point["kl"], seed))
+    kl = intervals.as_dict(intervals.mean(point["kl"], seed))
     ends = [kl["mean"], *(kl["ci"] or ())]
     if min(ends) < 0:  # of sampled log-ratios: no estimate of a KL
         return None
@@ -147,4 +147,4 @@ def _sqrt_kl(point: dict, seed: int) -> dict | None:
 
 def _share(values: np.ndarray) -> dict | None:
     values = values[~np.isnan(values)]
-    return stats.as_dict(stats.share(values)) if len(values) else None
+    return intervals.as_dict(intervals.share(values)) if len(values) else None

@@ -1,10 +1,10 @@
-"""Every pair of checkpoints on one measure, as one family of differences paired by prompt (`stats.family`)."""
+"""Every pair of checkpoints on one measure, as one family of differences paired by prompt (`intervals.family`)."""
 
 import itertools
 
 import numpy as np
 
-from eval import stats
+from eval.analysis import intervals
 
 # What is compared, in the order in which a report rests on it, with the value at which two are equal
 MEASURES = {"win rate": 0.5, "gold reward": 0.0, "proxy reward": 0.0}
@@ -63,10 +63,10 @@ def judged(verdicts: list[dict], scores: dict[str, list[dict]], margin: float, s
             "wins": wins,
             "ties": len(won) - wins - losses,
             "losses": losses,
-            "of_decided": stats.as_dict(stats.proportion(wins, wins + losses)) if wins + losses else None,
-            "length_controlled": stats.as_dict(stats.length_controlled(won, lengths)),
-            "agreement": stats.as_dict(stats.proportion(int(agree.sum()), len(agree))) if len(agree) else None,
-            "kappa": stats.as_dict(stats.kappa(won_by, preferred)),
+            "of_decided": intervals.as_dict(intervals.proportion(wins, wins + losses)) if wins + losses else None,
+            "length_controlled": intervals.as_dict(intervals.length_controlled(won, lengths)),
+            "agreement": intervals.as_dict(intervals.proportion(int(agree.sum()), len(agree))) if len(agree) else None,
+            "kappa": intervals.as_dict(intervals.kappa(won_by, preferred)),
             "disagreement": float(np.mean([row["orders"][0] != row["orders"][1] for row in rows])),
         }
     return pairs
@@ -80,7 +80,9 @@ def position_bias(verdicts: list[dict]) -> dict | None:
             if winner != "tie":
                 by_prompt.setdefault(verdict["prompt"], []).append(winner == first)
     return (
-        stats.as_dict(stats.share(np.array([np.mean(firsts) for firsts in by_prompt.values()]))) if by_prompt else None
+        intervals.as_dict(intervals.share(np.array([np.mean(firsts) for firsts in by_prompt.values()])))
+        if by_prompt
+        else None
     )
 
 
@@ -114,7 +116,7 @@ def _family(
 ) -> list[dict]:
     """A dict a pair: its value on `measure` with interval, corrected p-value, what could have been detected, tipping
     point, who is `better` where that is shown (else None), and whether the two are `equivalent` within `margin`."""
-    equal, family = MEASURES[measure], stats.family(differences, seed=seed, **REACH[measure])
+    equal, family = MEASURES[measure], intervals.family(differences, seed=seed, **REACH[measure])
     return [
         {
             "a": a,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import conditions, stats
-from eval.comparisons import MEASURES, compare, judged, per_prompt, position_bias, signs
+from eval.analysis import conditions, intervals
+from eval.analysis.comparisons import MEASURES, compare, judged, per_prompt, position_bias, signs
+from eval.analysis.overoptimisation import optimisation
+from eval.analysis.replies import by_subset, describe, rewards, untrained
 from eval.config import EvalConfig
-from eval.curves import optimisation
 from eval.files import read_jsonl
-from eval.replies import by_subset, describe, rewards, untrained
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import file_hash
 
@@ -208,7 +208,7 @@ def _probes(root: Path, names: list[str]) -> dict | None:
             group: {
                 "passed": sum(passed),
                 "n": len(passed),
-                **stats.as_dict(stats.proportion(sum(passed), len(passed))),
+                **intervals.as_dict(intervals.proportion(sum(passed), len(passed))),
             }
             for group, passed in groups.items()
         }

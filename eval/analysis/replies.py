@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import stats
-from eval.comparisons import REACH, per_prompt, per_reply
-from eval.curves import best_of, best_of_kl
+from eval.analysis import intervals
+from eval.analysis.comparisons import REACH, per_prompt, per_reply
+from eval.analysis.overoptimisation import best_of, best_of_kl
 from eval.files import read_jsonl
 
 BEST_OF = (4, 16, 64)  # rows of the table
@@ -19,8 +19,8 @@ def rewards(rows: list[dict], seed: int) -> dict | None:
         return None
     has_gold = rows[0]["gold"] is not None
     return {
-        "proxy_reward": stats.as_dict(stats.mean(per_prompt(rows, "proxy"), seed)),
-        "gold_reward": stats.as_dict(stats.share(per_prompt(rows, "gold"))) if has_gold else None,
+        "proxy_reward": intervals.as_dict(intervals.mean(per_prompt(rows, "proxy"), seed)),
+        "gold_reward": intervals.as_dict(intervals.share(per_prompt(rows, "gold"))) if has_gold else None,
     }
 
 
@@ -29,10 +29,10 @@ def describe(rows: list[dict], seed: int) -> dict:
     has_kl, has_cue = rows[0]["kl"] is not None, rows[0]["cue"] is not None
     return {
         **rewards(rows, seed),
-        "kl": stats.as_dict(stats.mean(per_prompt(rows, "kl"), seed)) if has_kl else None,
-        "completion_tokens": stats.as_dict(stats.mean(per_prompt(rows, "completion_tokens"), seed)),
-        "refused": stats.as_dict(stats.share(per_prompt(rows, "refused"))),
-        "cue": stats.as_dict(stats.share(per_prompt(rows, "cue"))) if has_cue else None,
+        "kl": intervals.as_dict(intervals.mean(per_prompt(rows, "kl"), seed)) if has_kl else None,
+        "completion_tokens": intervals.as_dict(intervals.mean(per_prompt(rows, "completion_tokens"), seed)),
+        "refused": intervals.as_dict(intervals.share(per_prompt(rows, "refused"))),
+        "cue": intervals.as_dict(intervals.share(per_prompt(rows, "cue"))) if has_cue else None,
         "eos_rate": float(per_prompt(rows, "finished").mean()),
         "distinct_2": _distinct([row["completion"] for row in rows]),
         "repeated_3": float(np.mean([_repeated(row["completion"]) for row in rows])),
@@ -57,9 +57,9 @@ def untrained(root: Path, reference: str, rows: list[dict], base: list[dict], se
         differences = [per_prompt(replies, column) - per_prompt(rows, column) for replies in drawn.values()]
         differences += [best_of(best, column, n) - per_prompt(best, column) for n in ns]
         padded = np.array([np.pad(d, (0, prompts - len(d)), constant_values=np.nan) for d in differences])
-        family = stats.family(padded.T, seed=seed, **REACH[f"{column} reward"])
+        family = intervals.family(padded.T, seed=seed, **REACH[f"{column} reward"])
         for entry, difference in zip(found.values(), family, strict=True):
-            entry.setdefault("vs_reference", {"gold": None})[column] = stats.as_dict(difference)
+            entry.setdefault("vs_reference", {"gold": None})[column] = intervals.as_dict(difference)
     return found
 
 
@@ -68,8 +68,8 @@ def _best_of(rows: list[dict], n: int, seed: int) -> dict:
     gold = np.clip(best_of(rows, "gold", n), 0, 1) if has_gold else None  # weights add up to 1 but for rounding
     return {
         "prompts": len(per_prompt(rows, "proxy")),
-        "proxy_reward": stats.as_dict(stats.mean(best_of(rows, "proxy", n), seed)),
-        "gold_reward": stats.as_dict(stats.share(gold)) if has_gold else None,
+        "proxy_reward": intervals.as_dict(intervals.mean(best_of(rows, "proxy", n), seed)),
+        "gold_reward": intervals.as_dict(intervals.share(gold)) if has_gold else None,
         "kl": {"mean": best_of_kl(n), "ci": None},
     }
 
@@ -83,7 +83,7 @@ def by_subset(policies: dict[str, list[dict]], seed: int) -> dict[str, dict]:
         result[subset] = {
             "prompts": len(per_prompt(next(iter(parts.values())), "proxy")),
             "policies": {
-                name: rewards(rows, seed) | {"refused": stats.as_dict(stats.share(per_prompt(rows, "refused")))}
+                name: rewards(rows, seed) | {"refused": intervals.as_dict(intervals.share(per_prompt(rows, "refused")))}
                 for name, rows in parts.items()
             },
         }

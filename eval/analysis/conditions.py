@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from eval.sentences import listed
+from eval.pages.sentences import listed
 from rlhf_trl import kl
 
 ONLINE = {"total_episodes", "num_generations"}  # settings of those that sample while they train: PPO, GRPO

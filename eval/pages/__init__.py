@@ -1,0 +1,1 @@
+"""What people read: figures, sentences, Markdown and the web page."""
