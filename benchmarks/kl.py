@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from eval import kl
-from eval.files import read_jsonl
 from eval.score import in_batches
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import load_frame
 from rlhf_trl.models import device, load_policy
 

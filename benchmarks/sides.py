@@ -21,12 +21,12 @@ from worlds import World, options, read_config
 
 from eval import judge
 from eval.config import JudgeConfig
-from eval.files import write_json, write_jsonl
 from eval.judging.client import JudgeClient
 from eval.kl import log_probabilities
 from eval.samples import sample
 from rlhf_trl.batching import LengthGroupedSampler, batches
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import write_json, write_jsonl
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.rewards import load_raw, load_reward_model, score
 

@@ -26,10 +26,10 @@ from subjects import SUBJECTS
 from worlds import World, demo, options, pretrained
 
 from eval.check import SPLITS, Step
-from eval.files import write_atomically
 from eval.metrics import accuracy
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError, check_writable, cli
+from rlhf_trl.files import write_atomically
 from rlhf_trl.measure import machine, versions
 
 PAGE = """\

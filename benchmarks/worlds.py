@@ -11,8 +11,8 @@ from pathlib import Path
 import datasets
 import yaml
 
-from eval.files import replaced, write_atomically
 from rlhf_trl.config import DataConfig
+from rlhf_trl.files import replaced, write_atomically
 from rlhf_trl.frames import Frame, load_frame, set_pad
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import align, load

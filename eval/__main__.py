@@ -1,13 +1,13 @@
-"""Evaluate trained policies under matched conditions. The commands, each with --config configs/PROFILE/eval.yaml:
+"""Evaluate trained policies under matched conditions. The commands, each with --config configs/PROFILE.yaml:
 
     check         whether a profile can run here, and in how much memory (--profile in place of --config)
     data          what the data hold
     reward-model  the card of a reward model
     samples       replies of all policies to the same prompts
-    score         the same, and reward, true rule and KL of the replies
+    score         reward, true rule and KL of the replies
     judge         the replies compared pair by pair
     report        ANALYSIS.md, report.html and summary.json from all of that
-    compare       the last three for any policies: compare NAME=FOLDER NAME=FOLDER ...
+    compare       the last four for any policies: compare NAME=FOLDER NAME=FOLDER ...
     chat          talk to a policy (--policy in place of --config)
 
 Options of a command: python -m eval COMMAND --help
@@ -20,17 +20,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.config import CONFIGS, ChatConfig, CheckConfig, PadConfig, TokenizerConfig
-from rlhf_trl.config import parse
-from rlhf_trl.errors import UserError, cli, imports_are_over
+from eval.config import ChatConfig, CompareConfig
+from rlhf_trl.cli import cli, fill, parse, resume_garbage_collection
+from rlhf_trl.config import DataConfig
+from rlhf_trl.errors import UserError
+from rlhf_trl.pipeline import GraphConfig
+from rlhf_trl.steps import STEPS
 
-COMMANDS = {
-    "check": (CheckConfig,),
-    "chat": (ChatConfig,),
-    "data": (*CONFIGS, TokenizerConfig),
-    "reward-model": (*CONFIGS, PadConfig),
-    **dict.fromkeys(("samples", "score", "judge", "report", "compare"), CONFIGS),
-}
+# Steps have a result of their own; the other commands have none
+COMMANDS = {step.command[-1]: name for name, step in STEPS.items() if step.is_evaluation}
+COMMANDS |= {"check": (GraphConfig,), "compare": (DataConfig, CompareConfig), "chat": (ChatConfig,)}
 
 
 @cli
@@ -47,9 +46,11 @@ def main() -> None:
         sys.argv.insert(1, "--policies")
     module = f"eval.{command.replace('-', '_')}"
     source = Path(find_spec(module).origin).read_text(encoding="utf-8")
-    configs = parse(ast.get_docstring(ast.parse(source)), *COMMANDS[command])  # before what takes long to import
+    description = ast.get_docstring(ast.parse(source))  # before what takes long to import
+    kind = COMMANDS[command]
+    configs = parse(kind, description) if isinstance(kind, str) else fill(description, kind, sys.argv[1:])[0]
     run = import_module(module).main
-    imports_are_over()
+    resume_garbage_collection()
     run(*configs)
 
 

@@ -1,7 +1,7 @@
 """Find out, before anything trains, whether every step of a profile can work here and how much memory it takes.
 
     make check PROFILE=gpt2
-    python -m eval check --profile configs/gpt2 --output_dir runs/gpt2
+    python -m eval check --profile configs/gpt2.yaml
 
 All that is wrong is named at once: configs, packages, models, data, batches, judge, memory and disk. A model that is
 still to be trained is taken to be like the one it starts from. All is about training in one process: what sharding by
@@ -10,7 +10,6 @@ of the memory: the estimate can be that far off.
 """
 
 import io
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,11 +25,12 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from eval.config import CONFIGS, OPENAI_URL, CheckConfig, JudgeConfig
-from eval.judge import choose_pairs, gold_records, read_key, read_template
+from eval.config import OPENAI_URL, JudgeConfig
+from eval.judge import choose_pairs, read_key, read_template
 from eval.probes import load_probes
 from rlhf_trl import grpo, ppo
-from rlhf_trl.config import RECIPES, DataConfig, parse
+from rlhf_trl.cli import fill, read_task
+from rlhf_trl.config import RECIPES, DataConfig
 from rlhf_trl.errors import UserError, user_message
 from rlhf_trl.frames import TOKEN_OPTIONS, Frame, start_frame
 from rlhf_trl.hub import check_source
@@ -38,12 +38,11 @@ from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import Estimate, estimate
 from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
+from rlhf_trl.pipeline import Graph, GraphConfig
 from rlhf_trl.rewards import check_fit, check_scale, load_scale_pairs, reward_frame
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset
 
-# What each recipe reads, first of all what it trains on
-SPLITS = {"sft": ["sft"], "reward": ["reward", "validation"], "ppo": ["policy"], "grpo": ["policy"], "dpo": ["reward"]}
 COLUMNS = ("parameters", "trained", "libraries", "weights", "optimizer", "activations", "total", "there", "verdict")
 ROW = "{:7}" + len(COLUMNS) * "{:>12}"
 GB = 10**9
@@ -101,33 +100,30 @@ class Findings(dict[str, list[str]]):
             steps += [] if step in steps else [step]
 
 
-def main(config: CheckConfig) -> None:
+def main(config: GraphConfig) -> None:
     findings = Findings()
-    steps = read_configs(config, findings)
+    graph = Graph(config)
+    steps = read_configs(graph, findings)
     for step in steps:
-        check_models(step, config, findings)
+        check_models(step, graph, findings)
         check_data(step, findings)
-    check_evaluation(config, steps, findings)
+    check_evaluation(graph, steps, findings)
     check_memory(steps, findings)
-    check_disk(config, steps, findings)
+    check_disk(graph, steps, findings)
     for message, names in findings.items():
         print(f"{', '.join(names)}: {message}")
     if findings:
         raise UserError(f"{len(findings)} of the checks failed; what is wrong, and what to do, stands above")
-    print(f"{Path(config.profile).name} can run on this machine")
+    print(f"{graph.folder.name} can run on this machine")
 
 
-def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
+def read_configs(graph: Graph, findings: Findings) -> list[Step]:
     """The recipes whose settings are sound."""
-    steps, sft = [], f"{config.output_dir}/sft"
-    for name, classes in RECIPES.items():
-        made = {"--output_dir": f"{config.output_dir}/{name}"}
-        made["--model_name_or_path"] = config.model_name_or_path if name == "sft" else sft
-        if name in ("ppo", "grpo", "dpo"):
-            made["--reward_model_path"] = f"{config.output_dir}/reward"
+    steps, sft = [], str(graph.folder / "sft")
+    for name, recipe in RECIPES.items():
         with findings.of(name):
-            classes = [load(part) if isinstance(part, str) else part for part in classes]  # folders may come later
-            data, model, *others, args = parse(None, *classes, argv=options(config, name, made))
+            classes = [load(part) if isinstance(part, str) else part for part in recipe.configs]  # folders come later
+            (data, model, *others, args), _ = fill(None, classes, graph.arguments(name), name)
             if any(word in args.optim for word in ("8bit", "paged")) and find_spec("bitsandbytes") is None:
                 raise UserError("this optim needs bitsandbytes; pip install bitsandbytes or choose another")
             paths = (getattr(part, "reward_model_path", None) for part in (*others, args))
@@ -143,17 +139,7 @@ def read_configs(config: CheckConfig, findings: Findings) -> list[Step]:
     return steps
 
 
-def options(config: CheckConfig, name: str, made: dict[str, str | None]) -> list[str]:
-    """The command line that the Makefile would give a recipe or, for `eval`, the evaluation."""
-    given = {"--config": f"{config.profile}/{name}.yaml", **made, "--seed": config.seed, "--dataset": config.dataset}
-    try:
-        more = shlex.split(getattr(config, name))
-    except ValueError as error:
-        raise UserError(f"the options of {name} cannot be read ({error}); close the quotation") from error
-    return [f"{option}={value}" for option, value in given.items() if value is not None] + more
-
-
-def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
+def check_models(step: Step, graph: Graph, findings: Findings) -> None:
     """That the models can be had, that prompts and replies fit them, and that the device can compute with them."""
     model, reward_model = step.model, step.reward_model
     with findings.of(step.name):
@@ -164,7 +150,7 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
             check_architecture(model)
             step.frame = start_frame(model, SimpleNamespace(**step.token_options))
     with findings.of(step.name):
-        if reward_model and (reward_model != f"{config.output_dir}/reward" or Path(reward_model).exists()):
+        if reward_model and (reward_model != str(graph.folder / "reward") or Path(reward_model).exists()):
             with redirect_stdout(io.StringIO()):
                 check_scale(reward_model, step.data, step.args.seed, model.trust_remote_code)
             if step.frame:
@@ -177,7 +163,7 @@ def check_models(step: Step, config: CheckConfig, findings: Findings) -> None:
 
 def check_data(step: Step, findings: Findings) -> None:
     """That the recipe's splits hold rows within its limits, and enough of them for its batches."""
-    for split in SPLITS[step.name]:
+    for split in RECIPES[step.name].splits:
         with findings.of(step.name):
             rows = read_split(step.data, split, step.frame, step.args.seed)
             step.rows = step.rows or rows
@@ -198,27 +184,37 @@ def read_split(data: DataConfig, split: str, frame: Frame | None, seed: int) -> 
         return build_dataset(data, split, frame, seed)
 
 
-def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
+def check_evaluation(graph: Graph, steps: list[Step], findings: Findings) -> None:
     """That there are prompts that the model can read, probes and templates as named, and somebody to judge."""
     base = next((step for step in steps if step.frame), None)
-    with findings.of("eval"):
-        argv = options(config, "eval", {"--output_dir": config.output_dir})
-        data, evaluation, judge = parse(None, *CONFIGS, argv=argv)
+    parts = {}
+    for name in ("data", "eval-reward", "samples", "score", "judge", "report"):
+        with findings.of(name):
+            parts[name] = read_task(name, graph.arguments(name))[1:]
+    if "samples" in parts:
+        data, config = parts["samples"]
         for check in (
             lambda: read_split(data, "eval", base and base.frame, config.seed),
-            lambda: base and check_context(base.model, data.max_prompt_tokens, evaluation.max_new_tokens),
-            lambda: load_probes(evaluation.probes),
-            lambda: read_template(judge.judge_template),
-            lambda: choose_pairs(list(evaluation.folders), judge.judge_pairs),
-            lambda: check_judge(judge, evaluation.gold_rule),
+            lambda: base and check_context(base.model, data.max_prompt_tokens, config.max_new_tokens),
+            lambda: load_probes(config.probes),
         ):
-            with findings.of("eval"):
+            with findings.of("samples"):
+                check()
+    if "judge" in parts:
+        (judge,) = parts["judge"]
+        rule = parts["score"][-1].gold_rule if "score" in parts else None
+        for check in (
+            lambda: read_template(judge.judge_template),
+            lambda: choose_pairs(list(judge.folders), judge.judge_pairs),
+            lambda: check_judge(judge, rule),
+        ):
+            with findings.of("judge"):
                 check()
 
 
 def check_judge(judge: JudgeConfig, gold_rule: str | None) -> None:
-    if judge.judge == "gold":
-        gold_records(gold_rule, {}, [])
+    if judge.judge == "gold" and gold_rule is None:
+        raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
     if judge.judge == "openai" and not read_key() and judge.base_url == OPENAI_URL:
         raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
 
@@ -252,10 +248,10 @@ def check_memory(steps: list[Step], findings: Findings) -> None:
                 raise UserError(f"needs {need.total / GB:.1f} GB of memory, and {there / GB:.1f} are there; {remedy}")
 
 
-def check_disk(config: CheckConfig, steps: list[Step], findings: Findings) -> None:
+def check_disk(graph: Graph, steps: list[Step], findings: Findings) -> None:
     """That the disk holds the runs with their checkpoints."""
     need = sum(map(run_size, (step for step in steps if step.estimate)))
-    folder = Path(config.output_dir).absolute()
+    folder = graph.folder.absolute()
     free = shutil.disk_usage(next(parent for parent in [folder, *folder.parents] if parent.exists())).free
     with findings.of("all"):
         if need > free:

@@ -1,20 +1,21 @@
 """Compare any two or more policies, also ones that were not trained here.
 
-    python -m eval compare NAME=FOLDER NAME=FOLDER ... --config configs/gpt2/eval.yaml --reward_model FOLDER
+    python -m eval compare NAME=FOLDER NAME=FOLDER ... --config configs/gpt2.yaml --output_dir runs/gpt2
 
-The first is the reference. Scores, judges and reports as for a profile, into OUTPUT_DIR/compare/NAMES.
+The first is the reference. Samples, scores, judges and reports as for a profile, into OUTPUT_DIR/compare/NAMES.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from eval import judge, report, score
-from eval.config import EvalConfig, JudgeConfig
+from eval import judge, report, samples, score
+from eval.config import CompareConfig, JudgeConfig, ReportConfig, SamplesConfig, ScoreConfig
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.provenance import Task
 
 
-def main(data_config: DataConfig, config: EvalConfig, judge_config: JudgeConfig) -> None:
+def main(data_config: DataConfig, config: CompareConfig) -> None:
     if len(config.folders) < 2 or len(config.folders) < len(config.policies):
         raise UserError(
             "name two policies or more before the options, each once: compare a=FOLDER b=FOLDER --config FILE"
@@ -23,7 +24,14 @@ def main(data_config: DataConfig, config: EvalConfig, judge_config: JudgeConfig)
         config,
         policies=[f"{name}={folder}" for name, folder in config.folders.items()],
         output_dir=str(Path(config.output_dir) / "compare" / "-".join(config.folders)),
-        reward_model=config.reward_model_folder,
     )
-    for command in (score, judge, report):
-        command.main(data_config, config, judge_config)
+    kinds = {samples: SamplesConfig, score: ScoreConfig, judge: JudgeConfig, report: ReportConfig}
+    for module, kind in kinds.items():
+        step = module.__name__.rpartition(".")[2]
+        own = kind(**{part.name: getattr(config, part.name) for part in fields(kind)})
+        data = [data_config] if module in (samples, score) else []
+        values = {name: value for part in (*data, own) for name, value in vars(part).items()}
+        task = Task.of(step, values, {}, own.reads)
+        if not task.is_finished():
+            module.main(task, *data, own)
+    print(f"The report is in {task.folder / 'ANALYSIS.md'}")

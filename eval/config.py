@@ -1,4 +1,4 @@
-"""The settings that the evaluation commands share."""
+"""The settings of the evaluation commands."""
 
 import math
 import os
@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from rlhf_trl import demo
-from rlhf_trl.config import DataConfig
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
+from rlhf_trl.provenance import policy_folders
 
 
 class GoldRule(NamedTuple):
@@ -24,28 +25,109 @@ OPENAI_URL = "https://api.openai.com/v1"
 ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^/?#@:\[\]\s]+)(:\d+)?(/\S*)?")  # without user and password
 
 GOLD_RULES = {"demo": GoldRule(demo.gold_reward, demo.CLOSING.strip())}
+PRICES = ("usd_per_million_input", "usd_per_million_output")
+BUDGETS = ("budget_requests", "budget_tokens", "budget_usd")
+# The least values of options
+LEAST = {"prompts": 2}
+LEAST |= dict.fromkeys(("replies", "best_of", "max_new_tokens", "batch_size", "judge_prompts", "judge_replies"), 1)
+LEAST |= dict.fromkeys(("judge_max_tokens", "concurrency"), 1)
+LEAST |= dict.fromkeys(("judge_temperature", "retries", *BUDGETS, *PRICES, "curve_prompts", "error_samples"), 0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalConfig:
-    """What to evaluate, on how many prompts, and how to sample."""
+    """Where results are and go."""
 
     output_dir: str = field(metadata={"help": "Profile folder; holds the run folders and gets the results."})
+    seed: int = field(default=0, metadata={"help": "Seed of all that is drawn: prompts, replies, resamples."})
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name, None)
+            if value is not None and not value >= least:
+                raise UserError(f"{name} must be at least {least}")
+
+
+@dataclass(kw_only=True)
+class ModelsConfig(EvalConfig):
+    """How models are loaded and read."""
+
+    batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Weights of the models."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+
+@dataclass(kw_only=True)
+class PoliciesConfig(EvalConfig):
+    """Which policies are compared."""
+
     policies: list[str] = field(
-        default_factory=lambda: ["sft", "ppo", "grpo", "dpo"],
+        default_factory=lambda: [name for name, recipe in RECIPES.items() if recipe.compared],
         metadata={
             "help": "What to compare: run folders in output_dir, or NAME=FOLDER. The first is the reference for KL and "
-            "differences."
+            "differences. By default those that the profile has a section for."
         },
     )
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where each policy's model is, by name; the first is the reference."""
+        return policy_folders(self.policies, Path(self.output_dir))
+
+
+@dataclass(kw_only=True)
+class RewardConfig(EvalConfig):
+    """Which reward model scores."""
+
+    reward_model: str | None = field(
+        default=None, metadata={"help": "Reward model folder. By default reward in output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reward_model = self.reward_model or str(Path(self.output_dir) / "reward")
+
+
+@dataclass(kw_only=True)
+class ProbesConfig(EvalConfig):
+    """Which failure modes are looked for."""
+
+    probes: str | None = field(
+        default=None, metadata={"help": "YAML of prompts that probe for failure modes. None by default."}
+    )
+
+
+@dataclass(kw_only=True)
+class DataAnalysisConfig(EvalConfig):
+    """Whose tokens are counted."""
+
+    tokenizer: str = field(metadata={"help": "Model folder or hub name whose tokenizer counts."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+
+@dataclass(kw_only=True)
+class CardConfig(RewardConfig, ModelsConfig):
+    """What the card of a reward model shows."""
+
+    error_samples: int = field(
+        default=50, metadata={"help": "Wrong pairs of the reward model to read in its error analysis."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Pad token, where the reward model's tokenizer has none besides eos."}
+    )
+
+
+@dataclass(kw_only=True)
+class SamplesConfig(PoliciesConfig, ProbesConfig, ModelsConfig):
+    """What is sampled: on how many prompts, and how."""
+
     base: str | None = field(
         default=None,
         metadata={
             "help": "The untouched base model, shown beside. By default what the profile's reference was made of."
         },
-    )
-    reward_model: str | None = field(
-        default=None, metadata={"help": "Reward model folder. By default reward in output_dir."}
     )
     prompts: int = field(default=200, metadata={"help": "Evaluation prompts; the same for every policy."})
     replies: int = field(default=1, metadata={"help": "Replies of each policy to a prompt at temperature 1."})
@@ -62,52 +144,29 @@ class EvalConfig:
     )
     best_of: int = field(default=64, metadata={"help": "Replies a prompt for the best-of-n curve."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest completion."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Weights of the models."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
-    seed: int = field(default=0, metadata={"help": "Seed of prompt choice, sampling and bootstrap."})
-    gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
-    probes: str | None = field(
-        default=None, metadata={"help": "YAML of prompts that probe for failure modes. None by default."}
-    )
-    smallest_difference: float = field(
-        default=0.05,
-        metadata={
-            "help": "The smallest difference that matters, in units of what is compared (win rate, gold reward, or sd "
-            "of the proxy reward): two policies shown to be within it are called equivalent."
-        },
-    )
-    error_samples: int = field(
-        default=50, metadata={"help": "Wrong pairs of the reward model to read in its error analysis."}
-    )
 
     def __post_init__(self) -> None:
-        for name, least in {"prompts": 2, "replies": 1, "best_of": 1, "max_new_tokens": 1, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}")
-        if self.smallest_difference <= 0:
-            raise UserError("smallest_difference must be above 0")
+        super().__post_init__()
         self.colder = list(dict.fromkeys(self.colder or ()))
         if not all(0 < temperature < 1 for temperature in self.colder):
             raise UserError("each temperature of colder must be above 0 and below 1; the others are sampled anyway")
+
+
+@dataclass(kw_only=True)
+class ScoreConfig(PoliciesConfig, ProbesConfig, RewardConfig, ModelsConfig):
+    """By what replies are scored."""
+
+    reads: ClassVar = ("samples",)
+    gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gold_rule is not None and self.gold_rule not in GOLD_RULES:
             raise UserError(f"unknown gold_rule {self.gold_rule}; choose one of {', '.join(GOLD_RULES)}, or none")
 
-    @property
-    def folders(self) -> dict[str, str]:
-        """Where each policy's model is, by name; the first is the reference."""
-        entries = [entry.partition("=") for entry in self.policies]
-        return {name: folder or str(Path(self.output_dir) / name) for name, _, folder in entries}
 
-    @property
-    def reward_model_folder(self) -> str:
-        return self.reward_model or str(Path(self.output_dir) / "reward")
-
-
-@dataclass
-class JudgeConfig:
+@dataclass(kw_only=True)
+class JudgeConfig(PoliciesConfig):
     """Who compares replies pair by pair, how many, and at what cost."""
 
     judge: str = field(
@@ -148,19 +207,18 @@ class JudgeConfig:
     usd_per_million_output: float | None = field(default=None, metadata={"help": "Price of a million tokens written."})
     dry_run: bool = field(default=False, metadata={"help": "Only print how many requests and tokens it would take."})
 
+    @property
+    def reads(self) -> tuple[str]:
+        """The results that replies are taken from: those of the true rule are in the scores."""
+        return ("scores",) if self.judge == "gold" else ("samples",)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.judge not in ("openai", "gold", "none"):
             raise UserError(f"unknown judge {self.judge}; choose openai, gold or none")
-        prices = ("usd_per_million_input", "usd_per_million_output")
-        budgets = ("budget_requests", "budget_tokens", "budget_usd")
-        least_of = dict.fromkeys(("judge_prompts", "judge_replies", "judge_max_tokens", "concurrency"), 1)
-        least_of |= dict.fromkeys(("judge_temperature", "retries", *budgets, *prices), 0)
-        for name, least in least_of.items():
-            if getattr(self, name) is not None and not getattr(self, name) >= least:
-                raise UserError(f"{name} must be at least {least}")
         if not self.timeout > 0:
             raise UserError("timeout must be above 0")
-        missing = [name for name in prices if getattr(self, name) is None]
+        missing = [name for name in PRICES if getattr(self, name) is None]
         if missing and (len(missing) == 1 or self.budget_usd is not None):
             raise UserError(f"budget_usd and the estimate need both prices; set {' and '.join(missing)}")
 
@@ -173,40 +231,28 @@ class JudgeConfig:
             )
 
 
-@dataclass
-class TokenizerConfig:
-    """Whose tokens are counted."""
+@dataclass(kw_only=True)
+class ReportConfig(PoliciesConfig, RewardConfig):
+    """What is said of the results."""
 
-    tokenizer: str = field(metadata={"help": "Model folder or hub name whose tokenizer counts."})
-
-
-@dataclass
-class PadConfig:
-    """What a reward model's tokenizer may lack."""
-
-    pad_token: str | None = field(
-        default=None, metadata={"help": "Pad token, where the reward model's tokenizer has none besides eos."}
+    reads: ClassVar = ("data", "reward-model", "scores", "judge")
+    smallest_difference: float = field(
+        default=0.05,
+        metadata={
+            "help": "The smallest difference that matters, in units of what is compared (win rate, gold reward, or sd "
+            "of the proxy reward): two policies shown to be within it are called equivalent."
+        },
     )
 
-
-@dataclass
-class CheckConfig:
-    """The profile to check, and the options that its steps would get."""
-
-    profile: str = field(metadata={"help": "Folder of the profile's configs."})
-    output_dir: str = field(metadata={"help": "Profile folder; would hold the run folders and get the results."})
-    seed: int = field(default=0, metadata={"help": "Seed of all steps."})
-    dataset: str | None = field(default=None, metadata={"help": "Preference pairs. By default the configs' own."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Base model. By default that of sft.yaml."})
-    sft: str = field(default="", metadata={"help": "More options of the SFT recipe, in one string."})
-    reward: str = field(default="", metadata={"help": "More options of the reward recipe."})
-    ppo: str = field(default="", metadata={"help": "More options of the PPO recipe."})
-    grpo: str = field(default="", metadata={"help": "More options of the GRPO recipe."})
-    dpo: str = field(default="", metadata={"help": "More options of the DPO recipe."})
-    eval: str = field(default="", metadata={"help": "More options of the evaluation commands."})
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.smallest_difference <= 0:
+            raise UserError("smallest_difference must be above 0")
 
 
-CONFIGS = (DataConfig, EvalConfig, JudgeConfig)  # what an eval.yaml holds
+@dataclass(kw_only=True)
+class CompareConfig(SamplesConfig, ScoreConfig, JudgeConfig, ReportConfig):
+    """All that samples, score, judge and report are told."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Count what the data of a profile holds: rows, turns, lengths, what is dropped and why, and what overlaps.
 
     make data PROFILE=gpt2
-    python -m eval data --config configs/gpt2/eval.yaml --tokenizer openai-community/gpt2
+    python -m eval data --config configs/gpt2.yaml --tokenizer openai-community/gpt2
 
 Writes to OUTPUT_DIR/data: `DATA.md`, `data.json`, `lengths.png` and `.svg`, and `pairs.csv` with the turns
 and lengths of every pair.
@@ -10,7 +10,6 @@ and lengths of every pair.
 import itertools
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,12 +17,14 @@ from datasets import Dataset
 from statsmodels.stats.weightstats import DescrStatsW
 
 from eval.analysis import intervals
-from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
-from eval.files import render, replaced, write_json
+from eval.config import DataAnalysisConfig
+from eval.files import render
 from eval.pages import figures
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import files_hash, replaced, write_json
 from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.provenance import MANIFEST, Task
 from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
@@ -32,11 +33,11 @@ SELECTION = ("prompt also in the train split", "prompt repeated")
 LENGTHS = ("first_turn_tokens", "prompt_tokens", "chosen_tokens", "rejected_tokens")
 
 
-def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: TokenizerConfig) -> None:
-    folder = Path(config.output_dir) / "data"
+def main(task: Task, data_config: DataConfig, config: DataAnalysisConfig) -> None:
+    folder = task.folder
     if folder.exists() and not (folder / "data.json").exists():
         raise UserError(f"{folder} holds something else and would be replaced; move it or set output_dir")
-    frame = load_frame(counting.tokenizer, trust_remote_code=config.trust_remote_code)
+    frame = load_frame(config.tokenizer, trust_remote_code=config.trust_remote_code)
 
     tables, dropped, keys, files = {}, {}, {}, {}
     for name in (*(name for name, share in data_config.splits.items() if share), "eval"):
@@ -50,7 +51,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
     summary = {
         **asdict(data_config),
         "shares": data_config.splits,
-        "tokenizer": counting.tokenizer,
+        "tokenizer": config.tokenizer,
         "files": files,
         # all splits but eval are parts of one file
         "contract": {file: _without(dropped[name]) for file, name in files_of.items()},
@@ -70,6 +71,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, counting: 
         figures.histograms(panels, staging / "lengths")
         write_json(staging / "data.json", summary)
         (staging / "DATA.md").write_text(render("DATA.md", data=summary, lengths=LENGTHS), encoding="utf-8")
+        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
     print(f"What the data holds is in {folder / 'DATA.md'}")
 
 

@@ -1,7 +1,7 @@
 """Compare the policies' replies pair by pair, in both orders: by a model behind an API, or by the true rule.
 
     make judge PROFILE=gpt2
-    python -m eval judge --config configs/gpt2/eval.yaml --dry_run
+    python -m eval judge --config configs/gpt2.yaml --dry_run
 
 Writes to OUTPUT_DIR/judge: `transcript.jsonl`, every request and what came of it, so that none is paid for
 twice; `verdicts.jsonl`, a line for each pair, prompt and reply judged in both orders; `manifest.json`. A request
@@ -21,31 +21,30 @@ from pathlib import Path
 from jinja2 import Environment, TemplateError, meta
 from tqdm import tqdm
 
-from eval.config import GOLD_RULES, OPENAI_URL, EvalConfig, JudgeConfig
-from eval.files import read_jsonl, write_json
+from eval.config import OPENAI_URL, JudgeConfig
 from eval.judging.client import RECORD, BudgetSpent, JudgeClient, parameters, usd
 from eval.judging.tally import Request, publish, tally
-from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import file_hash
+from rlhf_trl.files import read_jsonl, write_json
+from rlhf_trl.provenance import MANIFEST, Task
 
 
-def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
-    folder = Path(config.output_dir) / "judge"
+def main(task: Task, judge: JudgeConfig) -> None:
+    folder = task.folder
     template = read_template(judge.judge_template)
-    pairs = choose_pairs(list(config.folders), judge.judge_pairs)
+    pairs = choose_pairs(list(judge.folders), judge.judge_pairs)
     transcript = Transcript(folder / "transcript.jsonl")
     key = read_key()
-    samples_folder = Path(config.output_dir) / "samples"
+    samples_folder = Path(judge.output_dir) / judge.reads[0]
     if judge.judge_checkpoints:
-        reference, *others = config.folders
+        reference, *others = judge.folders
         names = [path.stem.rpartition("-") for path in sorted((samples_folder / "checkpoints").glob("*.jsonl"))]
         pairs += [(f"checkpoints/{n}-{step}", reference) for n, _, step in names if n in others and step != "final"]
     if judge.judge_greedy:
         pairs += [(f"greedy/{a}", f"greedy/{b}") for a, b in pairs if "/" not in a]
     samples = read_samples(samples_folder, pairs, judge.judge_prompts, judge.judge_replies)
     requests = make_requests(samples, pairs, template, judge)
-    records = gold_records(config.gold_rule, samples, requests) if judge.judge == "gold" else transcript.records
+    records = gold_records(samples, requests) if judge.judge == "gold" else transcript.records
     missing = {request.key: request for request in requests if not records[request.key].get("verdict")}
     to_ask = [request for request in missing.values() if not request.equal]
     if judge.dry_run:
@@ -56,7 +55,8 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
     if judge.judge == "none" or nothing:
         reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
         (folder / "verdicts.jsonl").unlink(missing_ok=True)  # of other replies; the transcript stays
-        write_json(folder / "manifest.json", {"judge": "none", "reason": reason})
+        nobody = {"judge": "none", "reason": reason, "unfinished": judge.judge != "none"}
+        write_json(folder / MANIFEST, task.manifest("none", **nobody))
         print(f"judge: {reason}, so no judge ran and there are no verdicts (the transcript, if any, is kept)")
         return
 
@@ -65,12 +65,10 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
         "pairs": [f"{a}:{b}" for a, b in pairs],
         "prompts": 1 + max(request.prompt for request in requests),
         "replies": 1 + max(request.reply for request in requests),
-        "samples": {name: file_hash(samples_folder / f"{name}.jsonl") for name in samples},
-        "seed": config.seed,
     }
     before = tally([] if judge.judge == "gold" else requests, transcript.records)  # the rule costs nothing: all at once
     if judge.judge == "gold":
-        manifest["model"] = config.gold_rule
+        manifest["model"] = "the true rule"
     else:
         cached = sum(request.key not in missing and not request.equal for request in requests)
         client = JudgeClient(judge, key)
@@ -90,7 +88,7 @@ def main(_: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
             "equal_replies": sum(request.equal and request.order == "ab" for request in requests),
             "tokens": dict(client.tokens),
         }
-    publish(folder, requests, before, tally(requests, records), manifest)
+    publish(task, requests, before, tally(requests, records), manifest)
 
 
 def read_template(path: str | None) -> str:
@@ -183,23 +181,17 @@ def make_requests(
     return requests
 
 
-def gold_records(
-    rule: str | None, samples: dict[str, dict[tuple[int, int], dict]], requests: list[Request]
-) -> dict[str, dict]:
-    """What the true rule says to each request: the reply that it rewards more wins.
+def gold_records(samples: dict[str, dict[tuple[int, int], dict]], requests: list[Request]) -> dict[str, dict]:
+    """What the true rule says to each request: the reply with the higher `gold` wins.
 
     Raises:
-        UserError: the profile has no rule.
+        UserError: the replies were scored without a rule.
     """
-    if rule is None:
-        raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
-    rewards = {
-        name: {place: GOLD_RULES[rule].reward(row["dialogue"], row["completion"]) for place, row in rows.items()}
-        for name, rows in samples.items()
-    }
     records = {}
     for request in requests:
-        a, b = (rewards[name][request.prompt, request.reply] for name in (request.a, request.b))
+        a, b = (samples[name][request.prompt, request.reply]["gold"] for name in (request.a, request.b))
+        if a is None:
+            raise UserError("judge gold needs a gold_rule, which this profile has not; choose openai or none")
         better = "first" if (a > b) == (request.order == "ab") else "second"
         records[request.key] = {"verdict": "tie" if a == b else better}
     return records

@@ -1,7 +1,7 @@
 """Write the report of a profile: `ANALYSIS.md`, a self-contained `report.html`, `summary.json` and the figures.
 
     make report PROFILE=gpt2
-    python -m eval report --config configs/gpt2/eval.yaml
+    python -m eval report --config configs/gpt2.yaml
 
 Every number comes from the files of the run; the sentences follow from the tests. A stage that did not run is
 said to be missing.
@@ -13,29 +13,20 @@ from pathlib import Path
 
 from eval.analysis.comparisons import per_prompt
 from eval.analysis.summary import summarise
-from eval.config import EvalConfig, JudgeConfig
-from eval.files import read_jsonl, render, replaced, write_json
+from eval.config import ReportConfig
+from eval.files import render
 from eval.pages import figures, sentences
 from eval.pages.page import body
-from rlhf_trl.config import DataConfig
+from rlhf_trl.files import files_hash, read_jsonl, replaced, write_json
+from rlhf_trl.provenance import MANIFEST, Task
 
 TRUTHS = {"gold": "gold reward", "judge": "judge's score"}
 
 
-def main(_: DataConfig, config: EvalConfig, __: JudgeConfig) -> None:
-    print(f"The report is in {write_report(config) / 'ANALYSIS.md'}")
-
-
-def write_report(config: EvalConfig) -> Path:
-    """Make OUTPUT_DIR/report from what the other commands left in OUTPUT_DIR; returns its folder.
-
-    Raises:
-        UserError: nothing was scored yet.
-    """
+def main(task: Task, config: ReportConfig) -> None:
     root = Path(config.output_dir)
     summary = summarise(root, config)
-    report = root / "report"
-    with replaced(report) as staging:
+    with replaced(task.folder) as staging:
         write_json(staging / "summary.json", summary)
         captions = draw(summary, root, config, staging)
         pairs, truth = summary["comparisons"], summary["optimisation"]["truth"]
@@ -58,10 +49,11 @@ def write_report(config: EvalConfig) -> Path:
         prompts = side_by_side(root, list(summary["policies"]))
         page = render("report.html", **context, body=body(text, images), prompts=prompts)
         (staging / "report.html").write_text(page, encoding="utf-8")
-    return report
+        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
+    print(f"The report is in {task.folder / 'ANALYSIS.md'}")
 
 
-def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[str, str]:
+def draw(summary: dict, root: Path, config: ReportConfig, folder: Path) -> dict[str, str]:
     """Draw all figures for which there are numbers; returns the captions of those copied from other steps, by name."""
     scores = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in summary["policies"]}
     figures.comparisons(summary["comparisons"], folder / "comparisons")
@@ -76,7 +68,7 @@ def draw(summary: dict, root: Path, config: EvalConfig, folder: Path) -> dict[st
     if summary["reward_model"]:
         copies["reward_distributions"] = (card / "reward_distributions", "Scores of chosen and rejected replies")
         copies["reliability"] = (card / "reliability", "How often the reward model is right, by how sure it is")
-    for name, run in ({"reward": config.reward_model_folder} | config.folders).items():
+    for name, run in ({"reward": config.reward_model} | config.folders).items():
         copies[f"{name}_curves"] = (Path(run) / "curves", f"Training curves of {name}")
     captions = {}
     for stem, (source, caption) in copies.items():

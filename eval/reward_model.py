@@ -1,7 +1,7 @@
 """Evaluate a reward model on every held-out pair, from the scores themselves: accuracy, calibration, length, errors.
 
     make eval-reward PROFILE=gpt2
-    python -m eval reward-model --config configs/gpt2/eval.yaml --reward_model FOLDER
+    python -m eval reward-model --config configs/gpt2.yaml --reward_model FOLDER
 
 Any model with one score per sequence will do, full or a PEFT adapter. Writes to OUTPUT_DIR/reward-model:
 `CARD.md`, `card.json`, `pairs.jsonl` (RewardBench's field names), `errors.jsonl` (wrong pairs to read), and
@@ -11,7 +11,6 @@ Any model with one score per sequence will do, full or a PEFT adapter. Writes to
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -20,15 +19,16 @@ from scipy.stats import pearsonr, rankdata
 from statsmodels.regression.linear_model import OLS
 
 from eval.analysis import intervals
-from eval.config import EvalConfig, JudgeConfig, PadConfig
-from eval.files import render, replaced, write_json, write_jsonl
+from eval.config import CardConfig
+from eval.files import render
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from eval.pages import figures
 from rlhf_trl.config import DataConfig
-from rlhf_trl.files import weights_hash
+from rlhf_trl.files import files_hash, replaced, write_json, write_jsonl
 from rlhf_trl.frames import Frame, set_pad
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
+from rlhf_trl.provenance import MANIFEST, Task
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset, fingerprint
@@ -39,11 +39,10 @@ VERY_SHORT = 10  # tokens with eos
 CLOSE = 0.55  # confidence
 
 
-def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: PadConfig) -> None:
-    root = Path(config.output_dir)
-    source = config.reward_model_folder
+def main(task: Task, data_config: DataConfig, config: CardConfig) -> None:
+    source = config.reward_model
     check_reward_model(source, config.trust_remote_code)
-    frame = set_pad(reward_frame(source, config.trust_remote_code), source, padding.pad_token)
+    frame = set_pad(reward_frame(source, config.trust_remote_code), source, config.pad_token)
     pairs, left_out = load_held_out(data_config, frame, config.seed)
 
     # Score
@@ -75,7 +74,7 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: P
         "manifest": {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
-            "reward_model": {"path": source, "sha256": weights_hash(source)},
+            "reward_model": task.made_of["reward_model"],
             "data": {"dataset": data_config.dataset, "pairs": len(pairs), "sha256": fingerprint(pairs)},
             "versions": versions(),
             "machine": machine(),
@@ -83,16 +82,16 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig, padding: P
     }
 
     # Write
-    folder = root / "reward-model"
     margins = {"pairs": scores["chosen"] - scores["rejected"]}
-    with replaced(folder) as staging:
+    with replaced(task.folder) as staging:
         write_json(staging / "card.json", card)
         write_jsonl(staging / "pairs.jsonl", rows)
         write_jsonl(staging / "errors.jsonl", errors)
         figures.histograms({"score": scores, "chosen minus rejected": margins}, staging / "reward_distributions")
         figures.reliability(card["reliability"], staging / "reliability")
         (staging / "CARD.md").write_text(render("CARD.md", card=card), encoding="utf-8")
-    print(f"The reward model's card is {folder / 'CARD.md'}")
+        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
+    print(f"The reward model's card is {task.folder / 'CARD.md'}")
 
 
 def load_held_out(config: DataConfig, frame: Frame, seed: int) -> tuple[Dataset, dict]:

@@ -1,7 +1,7 @@
 """Sample every policy on the same held-out prompts with the same seeds, at temperature 1 and greedily.
 
     make samples PROFILE=gpt2
-    python -m eval samples --config configs/gpt2/eval.yaml --prompts 100
+    python -m eval samples --config configs/gpt2.yaml --prompts 100
 
 Writes to OUTPUT_DIR/samples one reply a line, with its token ids; the replies to one prompt stand in a row:
     NAME.jsonl                      each policy, and the untouched base model: `replies` a prompt, at temperature 1
@@ -29,17 +29,16 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import BaseStreamer
 from trl.trainer.utils import pad
 
-from eval.config import EvalConfig, JudgeConfig
-from eval.files import read_jsonl, write_json, write_jsonl
+from eval.config import SamplesConfig
 from eval.probes import load_probes
 from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, work
-from rlhf_trl.files import weights_hash
+from rlhf_trl.files import checkpoints, files_hash, read_json, read_jsonl, step_of, write_json, write_jsonl
 from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
 from rlhf_trl.hub import check_source, check_weights, lineage
-from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy
+from rlhf_trl.provenance import MANIFEST, Task, identity, read_manifest
 from rlhf_trl.tokens import build_dataset, fingerprint
 
 
@@ -57,7 +56,7 @@ class Job(NamedTuple):
     replies: int = 1
 
 
-def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
+def main(task: Task, data_config: DataConfig, config: SamplesConfig) -> None:
     probes = load_probes(config.probes)
     models = [*config.folders.values(), _base(config)]
     for source in filter(None, models):
@@ -83,46 +82,41 @@ def main(data_config: DataConfig, config: EvalConfig, _: JudgeConfig) -> None:
             _sample_all(source, tokenizer, missing, folder, config)
     if not state.is_main_process:
         return
-    manifest = {
-        "seed": config.seed,
-        "data": {"dataset": data_config.dataset, "prompts": len(prompts), "sha256": fingerprint(prompts)},
-        "settings": {
-            "max_new_tokens": config.max_new_tokens,
-            "temperature": 1.0,
-            "replies": config.replies,
-            "colder": config.colder,
-            "dtype": config.dtype,
-        },
-        "date_in_templates": TODAY.isoformat(),
-        "versions": versions(),
-        "machine": machine(),
-        "files": {
+    drawn = {name: getattr(config, name) for name in ("max_new_tokens", "replies", "colder", "dtype")}
+    manifest = task.manifest(
+        files_hash(folder),
+        seed=config.seed,
+        data={"dataset": data_config.dataset, "prompts": len(prompts), "sha256": fingerprint(prompts)},
+        settings=drawn | {"temperature": 1.0},
+        date_in_templates=TODAY.isoformat(),
+        files={
             job.path: {"model": job.model, "tokenizer": job.tokenizer, "temperature": job.temperature} for job in todo
         },
-    }
-    write_json(folder / "manifest.json", manifest)
+    )
+    write_json(folder / MANIFEST, manifest)
     print(f"Replies of {', '.join(job.path for job in todo if '/' not in job.path)} are in {folder}")
 
 
 def _clear(folder: Path, keys: dict[str, str]) -> None:
-    """Remove replies that other weights or settings gave; one process does, before any starts."""
-    known = json.loads((folder / "keys.json").read_text()) if (folder / "keys.json").exists() else {}
-    for name in keys:
-        if known.get(name) != keys[name]:
-            for path in (folder / f"{name}.jsonl", *_partials(folder / f"{name}.jsonl")):
-                path.unlink(missing_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # it says that all is there
+    """Remove replies that other weights or settings gave, or that nobody asks for; one process does, before any
+    starts."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
+    known = read_json(folder / "keys.json") if (folder / "keys.json").exists() else {}
+    for path in folder.rglob("*.jsonl*"):
+        name = path.relative_to(folder).as_posix().partition(".jsonl")[0]
+        if name not in keys or known.get(name) != keys[name]:
+            path.unlink()
     write_json(folder / "keys.json", keys)
 
 
-def jobs(config: EvalConfig, prompts: list[dict], probes: list[dict]) -> list[Job]:
+def jobs(config: SamplesConfig, prompts: list[dict], probes: list[dict]) -> list[Job]:
     """All replies that an evaluation needs, model by model; the base model uses the reference's tokenizer."""
     models = config.folders
     reference, folder = next(iter(models.items()))
     base = _base(config)
     sources = ({"base": (base, folder)} if base else {}) | {name: (model, model) for name, model in models.items()}
     first = prompts[: config.curve_prompts]
-    checkpoints = {name: sorted(Path(model).glob("checkpoint-*"), key=_step) for name, model in models.items()}
+    steps = {name: checkpoints(model) for name, model in models.items()}
     drawn = functools.partial(Job, replies=config.replies)
     result = []
     for name, source in sources.items():
@@ -134,20 +128,20 @@ def jobs(config: EvalConfig, prompts: list[dict], probes: list[dict]) -> list[Jo
             if first:
                 result.append(Job("best_of", *source, first, replies=config.best_of))
         # Start and end of the curves are drawn as the checkpoints are, so that no point has luck of its own
-        if first and any(checkpoints.values()) and (name == reference or checkpoints.get(name)):
+        if first and any(steps.values()) and (name == reference or steps.get(name)):
             result.append(drawn(f"checkpoints/{name}-final", *source, first))
-            for path in checkpoints[name]:
-                result.append(drawn(f"checkpoints/{name}-{_step(path)}", str(path), models[name], first))
+            for path in steps[name]:
+                result.append(drawn(f"checkpoints/{name}-{step_of(path)}", str(path), models[name], first))
     return result
 
 
-def _base(config: EvalConfig) -> str | None:
+def _base(config: SamplesConfig) -> str | None:
     """What a profile's reference was trained from, as its manifest says, unless another base is configured."""
     name, _, folder = config.policies[0].partition("=")
-    manifest = Path(config.output_dir) / name / "manifest.json"
-    if config.base or folder or not manifest.exists():
+    manifest = read_manifest(Path(config.output_dir) / name)
+    if config.base or folder or manifest is None:
         return config.base
-    base = json.loads(manifest.read_text())["parents"]["model"]
+    base = manifest["made_of"]["model"]
     if base.get("revision") in (None, "main"):
         return base["path"]
     return snapshot_download(base["path"], revision=base["revision"], local_files_only=True)
@@ -181,7 +175,7 @@ def sample(
     return [frame.cut(row) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: EvalConfig) -> None:
+def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Path, config: SamplesConfig) -> None:
     """Write the files of one model, which is loaded once for all of them."""
     frame = frame_of(tokenizer_source, config.trust_remote_code)
     model = load_policy(source, frame.tokenizer, config.dtype, config.trust_remote_code).to(device())
@@ -191,7 +185,7 @@ def _sample_all(source: str, tokenizer_source: str, todo: list[Job], folder: Pat
     gc.collect()
 
 
-def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: EvalConfig) -> None:
+def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: SamplesConfig) -> None:
     """Sample batch by batch, each process its share. Each batch has a seed of its own, so that neither a kill nor
     the number of processes changes what is drawn."""
     try:
@@ -235,8 +229,8 @@ def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: Eva
             part.unlink()
 
 
-def _key(job: Job, config: EvalConfig) -> str:
-    weights = [_weights(name) or [name, revision] for name, revision in lineage(job.model)]
+def _key(job: Job, config: SamplesConfig) -> str:
+    weights = [identity(name) or [name, revision] for name, revision in lineage(job.model)]
     frame = frame_of(job.tokenizer, config.trust_remote_code)
     read = (frame.tokenizer.chat_template, len(frame.tokenizer), sorted(frame.ends))
     drawn = (job.prompts, job.temperature, job.replies, config.max_new_tokens)
@@ -250,12 +244,5 @@ def frame_of(source: str, trust_remote_code: bool) -> Frame:
     return load_frame(source, trust_remote_code=trust_remote_code)
 
 
-_weights = functools.cache(weights_hash)  # the same 16 GB would be read again for every file
-
-
 def _partials(path: Path) -> list[Path]:
     return list(path.parent.glob(f"{path.name}.partial-*"))
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -1,7 +1,7 @@
-"""Score replies, sampling first what is missing: reward model, true rule if there is one, KL from the reference.
+"""Score the sampled replies: reward model, true rule if there is one, KL from the reference.
 
     make score PROFILE=gpt2
-    python -m eval score --config configs/gpt2/eval.yaml
+    python -m eval score --config configs/gpt2.yaml
 
 Writes OUTPUT_DIR/scores, one file for each of OUTPUT_DIR/samples. To each reply it adds
     proxy              the reward model's standardised score
@@ -17,7 +17,6 @@ and to manifest.json `kl`: for each file with a KL, whether it is "exact" given 
 
 import functools
 import gc
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -27,17 +26,17 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from eval import kl, samples
-from eval.config import GOLD_RULES, EvalConfig, JudgeConfig
-from eval.files import read_jsonl, replaced, write_json, write_jsonl
+from eval import kl
+from eval.config import GOLD_RULES, ScoreConfig
 from eval.probes import load_probes, passes
 from eval.samples import frame_of
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import weights_hash
+from rlhf_trl.files import files_hash, read_jsonl, replaced, write_json, write_jsonl
 from rlhf_trl.frames import REPLY, Frame, RowError
 from rlhf_trl.models import device, load_policy
+from rlhf_trl.provenance import MANIFEST, Task, read_result
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
@@ -57,13 +56,11 @@ DECLINED = re.compile(rf"(?<!\w)(?:{'|'.join(DECLINES)})", re.IGNORECASE)
 BEGINNING = 60  # characters
 
 
-def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> None:
+def main(task: Task, data_config: DataConfig, config: ScoreConfig) -> None:
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
-    check_scale(config.reward_model_folder, data_config, config.seed, config.trust_remote_code)
-    samples.main(data_config, config, judge)
-    PartialState().wait_for_everyone()  # the main process says last what was sampled
-    sampled = json.loads((root / "samples" / "manifest.json").read_text())["files"]
+    check_scale(config.reward_model, data_config, config.seed, config.trust_remote_code)
+    sampled = read_result(root / "samples")["files"]
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in sampled}
 
     scale = add_proxy(files, sampled, data_config, config)
@@ -71,8 +68,7 @@ def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> Non
     if not PartialState().is_main_process:
         return
     rule = GOLD_RULES.get(config.gold_rule)
-    parents = {"reward_model": config.reward_model_folder, "reference": next(iter(config.folders.values()))}
-    with replaced(root / "scores") as staging:
+    with replaced(task.folder) as staging:
         for name, rows in files.items():
             for row in rows:
                 row["gold"] = rule.reward(row["dialogue"], row["completion"]) if rule else None
@@ -83,10 +79,8 @@ def main(data_config: DataConfig, config: EvalConfig, judge: JudgeConfig) -> Non
                     row |= {"group": probe["group"], "passed": passes(probe, row["completion"])}
                 row["completion_tokens"] = len(row.pop("completion_ids"))
             write_jsonl(staging / f"{name}.jsonl", rows)
-        manifest = {role: {"path": path, "sha256": weights_hash(path)} for role, path in parents.items()}
-        manifest["reward_model"] |= scale
-        write_json(staging / "manifest.json", manifest | {"kl": estimators})
-    print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {root / 'scores'}")
+        write_json(staging / MANIFEST, task.manifest(files_hash(staging), scale=scale, kl=estimators))
+    print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {task.folder}")
 
 
 def refuses(reply: str) -> bool:
@@ -95,14 +89,14 @@ def refuses(reply: str) -> bool:
 
 
 def add_proxy(
-    files: dict[str, list[dict]], sampled: dict[str, dict], data_config: DataConfig, config: EvalConfig
+    files: dict[str, list[dict]], sampled: dict[str, dict], data_config: DataConfig, config: ScoreConfig
 ) -> dict[str, float]:
     """Add `proxy`, and return mean and sd of the raw scores that it is standardised by. The sampled ids are scored as
     they are; text is tokenized again only for a reward model that reads other ids than the policy.
 
     `sampled` has model, tokenizer and temperature of each file, as in the manifest of the samples.
     """
-    source, trust = config.reward_model_folder, config.trust_remote_code
+    source, trust = config.reward_model, config.trust_remote_code
     options = {"dtype": config.dtype, "trust_remote_code": trust}
     model, frame = load_reward_model(source, data_config, config.seed, **options)
     model.to(device())
@@ -123,7 +117,7 @@ def add_proxy(
     return scale
 
 
-def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: EvalConfig) -> dict[str, str]:
+def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: ScoreConfig) -> dict[str, str]:
     """Add `kl`, None where it is not asked for or the reference has another vocabulary; returns how it was found.
 
     Exact where policy and reference fit into memory together. Else the log-ratio of the sampled tokens (at temperature

@@ -76,7 +76,7 @@ CLOSING = " I hope this helps!"
 
 
 def main() -> None:
-    task, config = parse("world", __doc__)
+    task, config = parse("demo-data", __doc__)
     folder = Path(config.output_dir)
     pairs = write_data(folder / "dataset", config.seed)
     write_model(folder / "model", pairs, config.seed)

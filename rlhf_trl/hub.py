@@ -1,6 +1,5 @@
 """Finding out early whether something on the hub, or in a folder, can be had; and what an adapter stands on."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -9,9 +8,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.errors import UserError, check_folder
-from rlhf_trl.files import weights_hash
-
-ADAPTER = "adapter_config.json"
+from rlhf_trl.files import ADAPTER, content_hash, read_json, weights_hash
+from rlhf_trl.provenance import read_manifest
 
 
 def check_reachable(name: str, repo_type: str, variable: str) -> None:
@@ -62,7 +60,7 @@ def check_weights(name: str) -> None:
         if not files and not list(folder.glob("*model*.bin")):
             raise UserError(f"{folder} holds no weights (no .safetensors file); fetch it again, or name another model")
         for index in folder.glob("*.safetensors.index.json"):
-            files += [folder / file for file in _read_json(index).get("weight_map", {}).values()]
+            files += [folder / file for file in read_json(index).get("weight_map", {}).values()]
         for path in sorted(set(files)):
             try:
                 with safe_open(path, "pt"):
@@ -83,7 +81,7 @@ def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:
     file = find_adapter_config_file(name, revision=revision)
     if file is None:
         return [(name, revision)]
-    config = _read_json(Path(file))
+    config = read_json(Path(file))
     base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(f"the adapter {name} does not say which model it belongs to; name that in its {ADAPTER}")
@@ -100,19 +98,11 @@ def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:
 
 
 def _moved_base(name: str, base: str) -> str | None:
-    manifest = Path(name) / "manifest.json"
-    parents = _read_json(manifest).get("parents", {}) if manifest.exists() else {}
-    recorded = parents.get("model", {}).get("sha256")
+    manifest = read_manifest(name) or {"made_of": {}}
+    recorded = manifest["made_of"].get("model", {}).get("sha256")
     for parent in list(Path(name).absolute().parents)[:3] if Path(name).is_dir() else ():
         found = parent / Path(base).name
         is_model = (found / "config.json").exists() or (found / ADAPTER).exists()
-        if is_model and (recorded is None or recorded == weights_hash(found)):
+        if is_model and recorded in (None, weights_hash(found) if read_manifest(found) else content_hash(found)):
             return str(found)
     return None
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it is damaged or cut off, fetch it again") from error

@@ -23,20 +23,10 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE, _chunk
 from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
 
+from rlhf_trl.config import RECIPES
 from rlhf_trl.models import lora
 from rlhf_trl.ppo import value_model_of
 from rlhf_trl.rewards import StandardisedHead
-
-# The models that each recipe trains; and the others that it holds, in full fine-tuning and with LoRA, where the policy
-# without its adapter is the reference, and PPO's value model an adapter on the reward model. DPO uses its reference
-# before training only, when it is the policy, unless `precompute_ref_log_probs` is off; GRPO has none if beta is 0.
-COPIES = {
-    "sft": (["policy"], [], []),
-    "reward": (["reward"], [], []),
-    "ppo": (["policy", "value"], ["reference", "reward"], ["reward"]),
-    "grpo": (["policy"], ["reference", "reward"], ["reward"]),
-    "dpo": (["policy"], [], []),
-}
 
 # On a CPU, glibc keeps tensors below this size (bytes) in its heap and hardly uses again what they leave there: they
 # take so many times what is alive (measured). Recipes stop that with gradient checkpointing, in which it is worse.
@@ -87,9 +77,10 @@ def estimate(
 
 def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments) -> dict[str, nn.Module]:
     """A recipe's models by name, on the meta device, as the recipe and TRL's trainer set them up."""
-    trained, others, others_with_lora = COPIES[recipe]
+    trained = list(RECIPES[recipe].trains)
+    others, others_with_lora = RECIPES[recipe].holds, RECIPES[recipe].holds_with_lora
     if not getattr(args, "precompute_ref_log_probs", True):
-        others = ["reference"]
+        others = ("reference",)
     config = copy.deepcopy(config)
     config.num_labels, config.pad_token_id = 1, 0
     if args.device.type != "cpu":  # whose attention alone would keep whole matrices for dropout
@@ -97,7 +88,7 @@ def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: Train
     dtype = config.dtype if model.dtype in (None, "auto") else getattr(torch, model.dtype)
     models = {}
     with torch.device("meta"), suppress_seqcls_warning():
-        for name in trained + (others_with_lora if model.use_peft else others):
+        for name in [*trained, *(others_with_lora if model.use_peft else others)]:
             kind = AutoModelForSequenceClassification if name in ("reward", "value") else AutoModelForCausalLM
             models[name] = kind.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
         if recipe == "ppo":

@@ -7,7 +7,7 @@ A step needs the steps in whose folders its inputs lie. A finished one is left a
 inputs is another by now, and refused when it is asked for with other options than it was made with. Targets are `all`
 (the report), `status`, which tells how things stand, and the steps:
 
-    world        the demo's data and untrained model
+    demo-data    the demo's data and untrained model
     data         an analysis of the data
     sft, reward, ppo, grpo, dpo
     eval-reward  the card of the reward model
@@ -94,7 +94,7 @@ class Graph:
 
     def arguments(self, step: str) -> list[str]:
         """The options that a step is started with."""
-        folder = self.folder if STEPS[step].is_evaluation or step == "world" else self.folder / STEPS[step].folders[0]
+        folder = self.folder if STEPS[step].is_evaluation or step == "demo-data" else self.folder / STEPS[step].folders[0]
         words = ["--config", self.config.profile, "--output_dir", str(folder)]
         for scope in scopes_of(step):
             for name, option in self.given.get(scope, ()):
@@ -132,7 +132,7 @@ class Graph:
     def _launch(self, step: str) -> list[str]:
         name, *options = (self.config.launch or "").split() or [None]
         is_evaluation = STEPS[step].is_evaluation
-        if name is None or step == "world" or (is_evaluation and not STEPS[step].is_shared):
+        if name is None or step == "demo-data" or (is_evaluation and not STEPS[step].is_shared):
             return [sys.executable]
         if is_evaluation and name.startswith(SHARDING):
             name = "ddp"

@@ -62,7 +62,7 @@ class Task:
         """The task of these options, which reads these results besides those that the options name."""
         place = Path(values["output_dir"])
         is_evaluation, folder = STEPS[step].is_evaluation, STEPS[step].folders[0]
-        root = place if is_evaluation or step == "world" else place.parent
+        root = place if is_evaluation or step == "demo-data" else place.parent
         paths = {role: values[option] for option, role in INPUTS.items() if values.get(option)}
         paths |= {name: str(root / name) for name in reads}
         chosen = {
@@ -168,6 +168,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
             f"{folder} was made by an older version of rlhf-trl, which did not record what it was made of; "
             "make it anew with FRESH=1 (by hand: --fresh), or set RUNS to another folder"
         )
+    return manifest
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The manifest of a result that must be there.
+
+    Raises:
+        UserError: it is not; names the step that makes it.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        step = next(name for name, step in STEPS.items() if folder.name in step.folders)
+        raise UserError(f"there is no result in {folder}; run 'make {step}' first")
     return manifest
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import NamedTuple
 
-from rlhf_trl.config import RECIPES, TaskConfig
+from rlhf_trl.config import RECIPES, DataConfig, TaskConfig
 from rlhf_trl.outline import load, outline
 
 
@@ -26,20 +26,20 @@ class Step(NamedTuple):
     is_shared: bool = False  # whether several processes can share its work out
 
 
-def _evaluation(command: str, config: str, folder: str, **more) -> Step:
-    return Step(("-m", "eval", command), (f"eval.config.{config}",), (folder,), is_evaluation=True, **more)
+def _evaluation(command: str, folder: str, *configs: type | str, **more) -> Step:
+    return Step(("-m", "eval", command), configs, (folder,), is_evaluation=True, **more)
 
 
 # In an order in which they can run
 STEPS = {
-    "world": Step(("-m", "rlhf_trl.demo"), (WorldConfig,), ("model", "dataset")),
-    "data": _evaluation("data", "DataAnalysisConfig", "data"),
+    "demo-data": Step(("-m", "rlhf_trl.demo"), (WorldConfig,), ("model", "dataset")),
+    "data": _evaluation("data", "data", DataConfig, "eval.config.DataAnalysisConfig"),
     **{name: Step((f"recipes/{name}.py",), recipe.configs, (name,)) for name, recipe in RECIPES.items()},
-    "eval-reward": _evaluation("reward-model", "CardConfig", "reward-model"),
-    "samples": _evaluation("samples", "SamplesConfig", "samples", is_shared=True),
-    "score": _evaluation("score", "ScoreConfig", "scores", is_shared=True),
-    "judge": _evaluation("judge", "JudgeConfig", "judge"),
-    "report": _evaluation("report", "ReportConfig", "report"),
+    "eval-reward": _evaluation("reward-model", "reward-model", DataConfig, "eval.config.CardConfig"),
+    "samples": _evaluation("samples", "samples", DataConfig, "eval.config.SamplesConfig", is_shared=True),
+    "score": _evaluation("score", "scores", DataConfig, "eval.config.ScoreConfig", is_shared=True),
+    "judge": _evaluation("judge", "judge", "eval.config.JudgeConfig"),
+    "report": _evaluation("report", "report", "eval.config.ReportConfig"),
 }
 
 

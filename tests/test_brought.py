@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
-from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import REPLY, load_frame, messages
 from rlhf_trl.hub import lineage
 from rlhf_trl.models import load_policy, lora

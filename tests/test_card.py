@@ -8,7 +8,6 @@ import pytest
 from scipy.special import expit
 
 from eval import __main__ as command
-from eval.files import read_jsonl
 from eval.metrics import (
     PairwiseAccuracy,
     WinRate,
@@ -18,6 +17,7 @@ from eval.metrics import (
     temperature,
 )
 from eval.reward_model import analyse, deciles, macro, patterns, spearman
+from rlhf_trl.files import read_jsonl
 
 
 def test_pairwise_accuracy():

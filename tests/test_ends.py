@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import chat_template_utils
 from trl import SFTTrainer
 
-from eval.files import read_jsonl
 from eval.samples import sample
 from rlhf_trl import rewards, runs
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import load_frame
 from rlhf_trl.models import load_policy
 from rlhf_trl.ppo import CorrectedPPOTrainer

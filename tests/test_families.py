@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from eval import samples
-from eval.files import read_jsonl
 from rlhf_trl import runs
+from rlhf_trl.files import read_jsonl
 from tests.conftest import RECIPES, settings
 from tests.zoo import PADS, ZOO, build, texts_of
 

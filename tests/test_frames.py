@@ -13,10 +13,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, LlamaConfig, LlamaForCausalLM, Trainer
 
 from eval import kl
-from eval.files import read_jsonl
 from rlhf_trl import tokens
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import TODAY, Frame, set_pad
 from rlhf_trl.preferences import load_pairs
 from tests import zoo

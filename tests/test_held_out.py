@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import load_frame
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import settings

@@ -11,10 +11,10 @@ import yaml
 
 from eval.analysis import intervals
 from eval.config import EvalConfig
-from eval.files import read_jsonl, write_json, write_jsonl
 from eval.pages import figures
 from eval.report import write_report
 from rlhf_trl import kl
+from rlhf_trl.files import read_jsonl, write_json, write_jsonl
 from tests.browser import Browser, find
 
 NAMES = ["sft", "ppo", "grpo", "dpo"]

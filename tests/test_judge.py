@@ -15,9 +15,9 @@ import yaml
 from eval.__main__ import main
 from eval.analysis.summary import _worst_case
 from eval.config import GOLD_RULES, GoldRule
-from eval.files import read_jsonl, write_jsonl
 from eval.judging.client import parse_verdict
 from eval.pages.sentences import cautions
+from rlhf_trl.files import read_jsonl, write_jsonl
 from tests.judge_server import (
     JudgeServer,
     Reply,

@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from eval.files import read_jsonl
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.options import KNOWN, NEEDED, PACKAGES, REFUSED
 from rlhf_trl.outline import outline
 from tests.conftest import settings

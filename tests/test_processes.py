@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from eval.files import read_jsonl
+from rlhf_trl.files import read_jsonl
 from tests.conftest import RECIPES, ROOT, settings
 from tests.test_recipes import LORA
 

@@ -10,11 +10,12 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from eval.files import read_jsonl
 from rlhf_trl.config import DataConfig
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.kl import strength
+from rlhf_trl.record import COSTS
 from rlhf_trl.rewards import load_reward_model, score
-from rlhf_trl.runs import COSTS, Run
+from rlhf_trl.run import Run
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import RECIPES, settings
 

@@ -12,12 +12,11 @@ from eval.analysis.comparisons import compare, judged, position_bias, signs
 from eval.analysis.overoptimisation import optimisation
 from eval.analysis.summary import summarise
 from eval.config import EvalConfig
-from eval.files import write_json, write_jsonl
 from eval.pages import sentences
 from eval.report import write_report
 from rlhf_trl import kl
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import file_hash
+from rlhf_trl.files import file_hash, write_json, write_jsonl
 
 NAMES = ["sft", "ppo", "dpo"]
 MARGIN = 0.05

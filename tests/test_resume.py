@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from eval.files import read_jsonl
+from rlhf_trl.files import read_jsonl
 from tests.conftest import ROOT, settings
 from tests.test_recipes import LORA
 
@@ -183,7 +183,7 @@ def test_fresh_starts_again(world, tmp_path, run):
 KEPT = """
 import os
 from pathlib import Path
-from rlhf_trl.runs import return_freed_memory
+from rlhf_trl.run import return_freed_memory
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from eval.config import EvalConfig
-from eval.files import read_jsonl
 from eval.probes import load_probes, passes
 from eval.samples import sample
 from eval.score import ids_to_score, refuses
 from rlhf_trl import demo
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import read_jsonl
 from rlhf_trl.frames import load_frame
 from rlhf_trl.models import load_policy
 from tests.conftest import ROOT, settings

@@ -31,12 +31,12 @@ def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], r
     if not (runs.keys() >= {*names, "reward"} and settings.keys() >= set(names)):
         return []
     compared = trained(names, runs)
-    scaled = [name for name in compared if "reward_model" in runs[name]["parents"]]
+    scaled = [name for name in compared if "reward_model" in runs[name]["made_of"]]
     online = [name for name in compared if settings[name].keys() & ONLINE]
     offline = [name for name in compared if name not in online]
     data = {name: run["data"]["sha256"] for name, run in runs.items()}
-    starts = {runs[name]["parents"]["model"]["sha256"] for name in compared}
-    rewards = {runs[name]["parents"]["reward_model"]["sha256"] for name in scaled}
+    starts = {runs[name]["made_of"]["model"]["sha256"] for name in compared}
+    rewards = {runs[name]["made_of"]["reward_model"]["sha256"] for name in scaled}
     start = (f"{listed(compared)} started from {names[0]}", starts == {runs[names[0]]["sha256"]})
     if compared == names:
         start = (f"{listed(compared)} started from one model", True)
@@ -61,7 +61,7 @@ def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], r
 
 def trained(names: list[str], runs: dict[str, dict]) -> list[str]:
     """The policies whose training is compared: all but the reference (the first), unless it started where they did."""
-    starts = {runs[name]["parents"]["model"]["sha256"] if name in runs else None for name in names}
+    starts = {runs[name]["made_of"]["model"]["sha256"] if name in runs else None for name in names}
     return names if len(starts) == 1 and None not in starts else names[1:]
 
 
@@ -70,7 +70,7 @@ def same_method(settings: dict[str, dict], runs: dict[str, dict]) -> list[tuple[
     made_of = {
         name: [
             {key: value for key, value in own.items() if key not in OF_A_RUN},
-            {role: parent["sha256"] for role, parent in runs[name]["parents"].items()},
+            {role: parent["sha256"] for role, parent in runs[name]["made_of"].items()},
             runs[name]["data"]["rows"],
         ]
         for name, own in settings.items()

@@ -8,7 +8,7 @@ import numpy as np
 from eval.analysis import intervals
 from eval.analysis.comparisons import REACH, per_prompt, per_reply
 from eval.analysis.overoptimisation import best_of, best_of_kl
-from eval.files import read_jsonl
+from rlhf_trl.files import read_jsonl
 
 BEST_OF = (4, 16, 64)  # rows of the table
 

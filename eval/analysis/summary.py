@@ -12,13 +12,12 @@ from eval.analysis import conditions, intervals
 from eval.analysis.comparisons import MEASURES, compare, judged, per_prompt, position_bias, signs
 from eval.analysis.overoptimisation import optimisation
 from eval.analysis.replies import by_subset, describe, rewards, untrained
-from eval.config import EvalConfig
-from eval.files import read_jsonl
+from eval.config import ReportConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import file_hash
+from rlhf_trl.files import read_jsonl
 
 
-def summarise(root: Path, config: EvalConfig) -> dict:
+def summarise(root: Path, config: ReportConfig) -> dict:
     """The content of `summary.json`. Estimates are dicts of `mean` and `ci`.
 
     Raises:
@@ -32,16 +31,9 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         if not rows:
             raise UserError(f"{root / 'scores' / name}.jsonl is missing; run 'make score' first")
     samples, scored = (_read(root / stage / "manifest.json") for stage in ("samples", "scores"))
-    if scored["reference"]["path"] != config.folders[names[0]]:
-        raise UserError(
-            f"the scores' reference is {scored['reference']['path']}, not {names[0]}; run 'make score' again"
-        )
     greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in ("base", *names)}
     greedy_policies = {name: greedy[name] for name in names}
     judge = _read(root / "judge" / "manifest.json") or {}
-    for name, judged_file in judge.get("samples", {}).items():
-        if file_hash(root / "samples" / f"{name}.jsonl") != judged_file:
-            raise UserError(f"the verdicts are on other replies of {name} than were scored; run 'make judge' again")
     verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
     warm = _measures(policies, verdicts, config, "")
     cold = _measures(greedy_policies, verdicts, config, "greedy/")
@@ -51,9 +43,9 @@ def summarise(root: Path, config: EvalConfig) -> dict:
     )
 
     card = _read(root / "reward-model" / "card.json")
-    if card and card["manifest"]["reward_model"]["sha256"] != scored["reward_model"]["sha256"]:
+    if card and card["manifest"]["reward_model"]["sha256"] != scored["made_of"]["reward_model"]["sha256"]:
         card = None  # of another reward model
-    folders = {"reward": config.reward_model_folder} | config.folders
+    folders = {"reward": config.reward_model} | config.folders
     manifests = {name: _read(Path(folder) / "manifest.json") for name, folder in folders.items()}
     runs = {name: manifest for name, manifest in manifests.items() if manifest}
     settings = conditions.read_settings({name: config.folders[name] for name in names})
@@ -69,7 +61,7 @@ def summarise(root: Path, config: EvalConfig) -> dict:
         for name, rows in shown.items()
     }
     curves = _curves(root, policies, verdicts, config.seed)
-    held = conditions.shared(names, runs, settings, scored["reward_model"]["sha256"])
+    held = conditions.shared(names, runs, settings, scored["made_of"]["reward_model"]["sha256"])
     summary = {
         "profile": root.name,
         "seed": samples["seed"],
@@ -95,7 +87,7 @@ def summarise(root: Path, config: EvalConfig) -> dict:
             {name: settings[name] for name in conditions.trained(names, runs) if name in settings},
             runs,
             described,
-            scored["reward_model"].get("std"),
+            scored["scale"]["std"],
         ),
         "policies": described,
         "untrained": untrained(root, names[0], policies[names[0]], base, config.seed),
@@ -134,7 +126,7 @@ MISSING = {
 
 
 def _measures(
-    scores: dict[str, list[dict]], verdicts: list[dict], config: EvalConfig, prefix: str
+    scores: dict[str, list[dict]], verdicts: list[dict], config: ReportConfig, prefix: str
 ) -> dict[str, list[dict]]:
     """By measure, all pairs of policies; nothing where there is no such measure."""
     if not all(scores.values()):
@@ -188,7 +180,7 @@ def _total_seconds(name: str, manifests: dict[str, dict]) -> float:
     while todo:
         current = todo.pop()
         needed.add(current)
-        parents = [by_weights.get(parent["sha256"]) for parent in manifests[current]["parents"].values()]
+        parents = [by_weights.get(parent["sha256"]) for parent in manifests[current]["made_of"].values()]
         todo += [parent for parent in parents if parent and parent not in needed]
     return sum(manifests[run]["train"]["seconds"] for run in needed)
 

@@ -1,12 +1,10 @@
 """What a judge's requests came to: verdicts, failures, and whether more was asked after a look at the first."""
 
-import json
 from collections import Counter, defaultdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
-from eval.files import write_json, write_jsonl
+from rlhf_trl.files import file_hash, write_json, write_jsonl
+from rlhf_trl.provenance import MANIFEST, Task, read_manifest
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -62,13 +60,13 @@ def tally(requests: list[Request], records: dict[str, dict]) -> Tally:
     return Tally(rows, sum(map(len, orders.values())), failures, planned, judged, failed)
 
 
-def publish(folder: Path, requests: list[Request], before: Tally, after: Tally, manifest: dict) -> None:
+def publish(task: Task, requests: list[Request], before: Tally, after: Tally, manifest: dict) -> None:
     """Write `verdicts.jsonl` and `manifest.json`, and print how many requests came to a verdict.
 
     `looks` in the manifest tells when more was asked although some verdicts of a pair had been published. Asking again
     what failed is not more: the prompts stay those that were fixed beforehand.
     """
-    published = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
+    folder, published = task.folder, read_manifest(task.folder) or {}
     more = [p for p in after.planned if before.judged[p] and after.judged[p] - before.judged[p] - before.failed[p]]
     looks = published.get("looks", []) if any(before.judged.values()) else []
     if more and "looks" in published:
@@ -82,9 +80,9 @@ def publish(folder: Path, requests: list[Request], before: Tally, after: Tally, 
         "failed": {pair: sorted(places) for pair, places in after.failed.items()},
         "pending": pending,
         "looks": looks,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unfinished": bool(pending or failed),
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST, task.manifest(file_hash(folder / "verdicts.jsonl"), **manifest))
 
     kinds = ", ".join(f"{kind} {count}" for kind, count in failed.most_common())
     line = f"judge: {after.verdicts} of {len(requests)} requests have a verdict"
