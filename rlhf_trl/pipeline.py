@@ -80,6 +80,7 @@ class Graph:
         self.profile = read_profile(config.profile)
         if not sections(self.profile):
             raise UserError(f"{config.profile} is no profile: it has no section that is named after a step")
+        self.tasks: dict[str, Task] = {}
         self.given: dict[str, list[tuple[str, list[str]]]] = {}
         for entry in config.options or ():
             scope, _, words = entry.partition("=")
@@ -94,7 +95,9 @@ class Graph:
 
     def arguments(self, step: str) -> list[str]:
         """The options that a step is started with."""
-        folder = self.folder if STEPS[step].is_evaluation or step == "demo-data" else self.folder / STEPS[step].folders[0]
+        folder = (
+            self.folder if STEPS[step].is_evaluation or step == "demo-data" else self.folder / STEPS[step].folders[0]
+        )
         words = ["--config", self.config.profile, "--output_dir", str(folder)]
         for scope in scopes_of(step):
             for name, option in self.given.get(scope, ()):
@@ -107,8 +110,9 @@ class Graph:
 
     def task(self, step: str, targets: Iterable[str] = ()) -> Task:
         """What a step is asked for now; with FRESH=1 the targets are to be made anew."""
-        task = read_task(step, self.arguments(step))[0]
-        return replace(task, fresh=task.fresh or (self.config.fresh and step in targets))
+        if step not in self.tasks:
+            self.tasks[step] = read_task(step, self.arguments(step))[0]
+        return replace(self.tasks[step].now(), fresh=self.config.fresh and step in targets)
 
     def needs(self, step: str) -> list[str]:
         """The steps in whose folders the inputs of a step lie."""

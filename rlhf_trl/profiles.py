@@ -70,7 +70,9 @@ def profile_values(path: str | Path, content: dict[str, Any], step: str, folder:
 def from_the_graph(shared: dict[str, Any], named: Iterable[str], step: str, folder: Path) -> dict[str, Any]:
     """What the place of a step in the graph says: where its result goes and what it starts from."""
     base = shared.get(BASE)
-    values = {}
+    values: dict[str, Any] = {}
+    if policies := [name for name, recipe in RECIPES.items() if recipe.compared and name in named]:
+        values["policies"] = policies
     if world := shared.get(WORLD):
         if world != "demo":
             raise UserError(f"unknown world {world}; the one there is, is demo")
@@ -81,7 +83,6 @@ def from_the_graph(shared: dict[str, Any], named: Iterable[str], step: str, fold
         "model_name_or_path": base if step == "sft" else str(folder / "sft"),
         "tokenizer": base,
         "reward_model_path": str(folder / "reward"),
-        "policies": [name for name, recipe in RECIPES.items() if recipe.compared and name in named],
     }
 
 

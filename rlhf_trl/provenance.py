@@ -7,7 +7,7 @@ never read together. A result is trusted by its manifest, outside files are hash
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,11 @@ class Task:
         root = place if is_evaluation or step == "demo-data" else place.parent
         paths = {role: values[option] for option, role in INPUTS.items() if values.get(option)}
         paths |= {name: str(root / name) for name in reads}
+        implied = set(kl.COEFFICIENTS.values()) if values.get("kl_strength") is not None else {"kl_strength"}
         chosen = {
             name: value
             for name, value in values.items()
-            if name not in PLACES and value != defaults.get(name) and not (name in kl.OPTIONS and value is None)
+            if name not in PLACES | implied and value != defaults.get(name)
         }
         if "policies" in values:
             folders = policy_folders(values["policies"], root)
@@ -79,9 +80,9 @@ class Task:
             root / folder if root == place else place,
             json.loads(json.dumps(chosen, default=str)),
             json.loads(json.dumps(defaults, default=str)),
-            {role: {"path": path, "sha256": identity(path)} for role, path in paths.items()},
+            {role: {"path": path} for role, path in paths.items()},
             fresh,
-        )
+        ).now()
 
     def is_finished(self) -> bool:
         """Whether the result is there and what is asked for; False where it must be made, or made again.
@@ -92,10 +93,14 @@ class Task:
         refusal, stale = self.differences()
         if refusal:
             raise UserError(refusal)
-        if stale:
-            for entry in self.made_of.values():
-                check_belongs(entry["path"])
+        for entry in self.made_of.values():
+            check_belongs(entry["path"])
         return not stale
+
+    def now(self) -> "Task":
+        """The same task, of what its inputs are by now."""
+        sources = {role: entry | {"sha256": identity(entry["path"])} for role, entry in self.made_of.items()}
+        return replace(self, made_of=sources)
 
     def differences(self) -> tuple[str | None, str | None]:
         """Why the result that is there is refused, and why it must be made (again); None where there is no reason."""

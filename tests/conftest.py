@@ -97,30 +97,38 @@ def run(monkeypatch, capsys):
 
 
 def settings(folder: Path, recipe: str, world: Path, base: str = "model", profile: str = "demo", **changes) -> Path:
-    """Write a profile's config of a recipe, with paths into `folder` and cut to a few steps."""
-    config = yaml.safe_load((ROOT / f"configs/{profile}/{recipe}.yaml").read_text())
-    config |= {"dataset": str(world / "data"), "output_dir": str(folder / recipe)}
+    """Write a file with the options of a recipe as a profile has them, or of the evaluation ("eval"), with paths into
+    `folder` and cut to a few steps."""
+    from rlhf_trl.profiles import profile_values, read_profile
+    from rlhf_trl.steps import STEPS, options_of
+
+    source = ROOT / f"configs/{profile}.yaml"
+    content = read_profile(source)
     if recipe == "eval":
+        known = set().union(*(options_of(step) for step, row in STEPS.items() if row.is_evaluation))
+        config = {key: value for key, value in content.items() if key in known} | content["eval"]
         config |= {"output_dir": str(folder), "prompts": 8, "batch_size": 4, "max_new_tokens": 8}
         config |= {"replies": 1, "curve_prompts": 4, "best_of": 4, "probes": str(ROOT / config["probes"])}
     else:
-        config |= {"model_name_or_path": str(world / base if recipe == "sft" else folder / "sft"), "seed": 0}
-        config |= {"per_device_train_batch_size": 4, "warmup_steps": 0}
-    if recipe in ("ppo", "grpo", "dpo"):
-        config["reward_model_path"] = str(folder / "reward")
-    if recipe == "ppo":
+        config = profile_values(source, content, recipe, folder) | {"output_dir": str(folder / recipe)}
+        config |= {"per_device_train_batch_size": 4, "warmup_steps": 0, "seed": 0}
+    config["dataset"] = str(world / "data")
+    if recipe == "sft":
+        config["model_name_or_path"] = str(world / base)
+    elif recipe == "ppo":
         config |= {"response_length": 8, "total_episodes": 32, "gradient_accumulation_steps": 4}
         config["num_mini_batches"] = 4
         config["local_rollout_forward_batch_size"] = 16
     elif recipe == "grpo":
         config |= {"max_completion_length": 8, "max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8}
         config |= {"steps_per_generation": 1, "num_iterations": 1}
-    elif recipe in ("sft", "reward", "dpo"):
+    if recipe in ("sft", "reward", "dpo"):
         config |= {"max_steps": 3, "logging_steps": 1}
     if recipe == "dpo" and ("beta" in changes or not (folder / "reward").exists()):
         del config["kl_strength"], config["reward_model_path"]
         config["beta"] = 0.3
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe}.yaml"
-    path.write_text(yaml.safe_dump(config | changes))
+    config |= changes
+    path.write_text(yaml.safe_dump({"eval": config} if recipe == "eval" else config))
     return path

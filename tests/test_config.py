@@ -1,63 +1,125 @@
-"""Every shipped YAML, and the config half of contract 7."""
+"""Profiles, and the options of every step: values that are known, and those that are refused."""
 
 import sys
+from pathlib import Path
 
 import pytest
-import yaml
 from transformers import HfArgumentParser
-from trl import ModelConfig, SFTConfig
 
-from eval.config import CONFIGS
 from eval.probes import load_probes
-from rlhf_trl import config as config_module
-from rlhf_trl import kl, outline
-from rlhf_trl.config import RECIPES, parse
+from rlhf_trl import cli, kl, outline
+from rlhf_trl.cli import parse, read_task
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
+from rlhf_trl.profiles import ALL, read_profile, scopes_of
+from rlhf_trl.steps import STEPS, options_of
 from tests.conftest import ROOT
 
-CLASSES = RECIPES | {"eval": CONFIGS}
-SHIPPED = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.stem in CLASSES)
+SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def test_every_profile_is_complete():
-    profiles = {path.parent.name for path in SHIPPED}
-    assert profiles == {"demo", "gpt2", "smollm2", "qwen3-8b"}
-    assert len(SHIPPED) == len(profiles) * len(CLASSES)
+    assert {path.stem for path in SHIPPED} == {"demo", "gpt2", "smollm2", "qwen3-8b"}
+    for path in SHIPPED:
+        assert read_profile(path).keys() >= {*RECIPES, "eval"}
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_yaml_means_what_it_says(path, monkeypatch):
-    monkeypatch.setattr(config_module, "check_folder", lambda *_: None)  # what they start from is yet to be made
-    parsed = parse(None, *CLASSES[path.stem], argv=["--config", str(path)])
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "demo-data"])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_profile_means_what_it_says(path, step, monkeypatch):
+    """What stands at the top reaches every step that has the option, unless a section says otherwise."""
+    monkeypatch.setattr(cli, "check_folder", lambda *_: None)  # what they start from is yet to be made
+    task, *parsed = parse(step, argv=["--config", str(path)])
     values = {}
     for part in parsed:
         values |= vars(part)
-    for key, value in yaml.safe_load(path.read_text()).items():
+    content = read_profile(path)
+    content[ALL] = {key: value for key, value in content.items() if not isinstance(value, dict) or key == "splits"}
+    said = {}
+    for scope in scopes_of(step):
+        said |= {key: value for key, value in content.get(scope, {}).items() if key in options_of(step)}
+    for key, value in said.items():
         if isinstance(value, list) and len(value) == 1:
             value = value[0]  # what TRL's ModelConfig makes of it
         got = getattr(values[key], "value", values[key])  # enums
         assert got == (getattr(value, "value", value)), key
+    runs = Path("runs") / path.stem
+    assert values["output_dir"] == str(runs if STEPS[step].is_evaluation else runs / step)
+    assert task.folder == runs / STEPS[step].folders[0]
+    base = content.get("base_model", str(runs / "model"))
+    if step in RECIPES:
+        assert values["model_name_or_path"] == (base if step == "sft" else str(runs / "sft"))
+        assert values.get("reward_model_path") in (None, str(runs / "reward"))
 
 
-@pytest.mark.parametrize("path", (ROOT / "configs").glob("*/eval.yaml"), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_profile_has_probes(path):
-    assert len(load_probes(str(ROOT / yaml.safe_load(path.read_text())["probes"]))) > 10
+    assert len(load_probes(str(ROOT / read_profile(path)["eval"]["probes"]))) > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", "unknown key lerning_rate; did you mean learning_rate"),
+        ("beta: 0.1", "beta means another thing in each method; set it in the section of a step"),
+        ("learning_rate: 0.1", "learning_rate means another thing"),
+        ("max_steps: 5", "max_steps means another thing"),
+        ("model_name_or_path: m", "set base_model"),
+        ("dpo: {bata: 1}", "dpo: unknown key bata; did you mean beta"),
+        ("dpo: {num_generations: 4}", "dpo: unknown key num_generations"),
+        ("eval: {promts: 4}", "eval: unknown key promts; did you mean prompts"),
+        ("eval: {num_generations: 4}", "eval: unknown key num_generations"),
+        ("judge: {prompts: 4}", "judge: unknown key prompts"),
+        ("dpo: [1]", "dpo is a section and must hold"),
+        ("world: mars", "unknown world mars"),
+    ],
+)
+def test_a_key_without_a_place_is_refused_whichever_step_runs(text, message, tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(f"base_model: m\nsft: {{}}\n{text}\n")
+    for step in ("sft", "samples"):
+        with pytest.raises(UserError, match=message):
+            read_task(step, ["--config", str(path)])
+
+
+def test_a_section_overrides_what_is_shared_and_the_command_line_both(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("base_model: m\nseed: 1\nmax_rows: 5\nsft: {max_rows: 6}\neval: {seed: 2}\njudge: {seed: 3}\n")
+
+    def options(step, *argv):
+        return read_task(step, ["--config", str(path), *argv])[0].options
+
+    assert options("sft") == {"seed": 1, "max_rows": 6} | options("sft", "--seed", "1", "--max_rows", "6")
+    assert options("reward")["max_rows"] == 5
+    assert options("reward", "--max_rows", "7")["max_rows"] == 7
+    assert [options(step)["seed"] for step in ("reward", "samples", "judge")] == [1, 2, 3]
+    assert "max_rows" not in options("judge")  # which has no such option
+
+
+def test_a_file_without_sections_is_the_options_of_one_step(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nlearning_rate: 0.1\n")
+    *_, args = read_task("sft", ["--config", str(path)])
+    assert (args.learning_rate, args.output_dir) == (0.1, f"{tmp_path}/o")
+    path.write_text(f"base_model: m\noutput_dir: {tmp_path}/o\n")
+    with pytest.raises(UserError, match="unknown key base_model"):
+        read_task("sft", ["--config", str(path)])
 
 
 def test_the_command_line_overrides_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nlearning_rate: 1.0e-3\n")
-    args = parse(None, ModelConfig, SFTConfig, argv=["--config", str(path), "--learning_rate", "2e-3"])[-1]
+    args = parse("sft", argv=["--config", str(path), "--learning_rate", "2e-3"])[-1]
     assert args.learning_rate == 2e-3
 
 
 def test_an_empty_list_and_a_plain_no_are_values(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nsave_strategy: no\ndata_dir: []\n")
-    data, *_, args = parse(None, *RECIPES["sft"], argv=["--config", str(path)])
+    _, data, *_, args = parse("sft", argv=["--config", str(path)])
     assert args.save_strategy == "no" and data.data_dir == []
     path.write_text(f"output_dir: {tmp_path}\ncolder: []\n")
-    assert parse(None, *CONFIGS, argv=["--config", str(path)])[1].colder == []
+    assert parse("samples", argv=["--config", str(path)])[-1].colder == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +156,7 @@ def test_an_empty_list_and_a_plain_no_are_values(tmp_path):
             "kl_strength: 0.1\nkl_estimator: k3",
             "kl_strength needs kl_estimator: k1, not k3; set that, or kl_coef",
         ),
-        ("grpo", "kl_strength: 0.1", "kl_strength needs scale_rewards: none, not group"),
+        ("grpo", "kl_strength: 0.1\nscale_rewards: group", "kl_strength needs scale_rewards: none, not group"),
         ("grpo", "kl_strength: 0.1\nscale_rewards: none\nimportance_sampling_level: sequence", "level: token"),
         ("grpo", "kl_strength: 0.1\nscale_rewards: none\nuse_bias_correction_kl: false", "_kl: True, not False"),
         ("dpo", "kl_strength: 0.1", "needs the scale of a reward model; set reward_model_path, or beta"),
@@ -115,7 +177,7 @@ def test_a_bad_line_is_named(tmp_path, recipe, line, message):
     reward_model = "reward_model_path: r\n" if recipe == "grpo" else ""
     path.write_text(f"model_name_or_path: m\n{reward_model}output_dir: {tmp_path}/o\n{line}\n")
     with pytest.raises(UserError, match=message):
-        parse(None, *CLASSES[recipe], argv=["--config", str(path)])
+        parse(recipe, argv=["--config", str(path)])
 
 
 def test_one_strength_of_the_kl_is_each_trainers_own_coefficient(tmp_path):
@@ -124,7 +186,7 @@ def test_one_strength_of_the_kl_is_each_trainers_own_coefficient(tmp_path):
     def coefficient(recipe: str, *options: str, line: str = "") -> float | None:
         path = tmp_path / "c.yaml"
         path.write_text(f"model_name_or_path: m\noutput_dir: {tmp_path}/o\nreward_model_path: r\n{line}")
-        args = parse(None, *RECIPES[recipe], argv=["--config", str(path), *options])[-1]
+        args = parse(recipe, argv=["--config", str(path), *options])[-1]
         return getattr(args, "kl_coef", getattr(args, "beta", None))
 
     strong = "kl_strength: 0.4\n"
@@ -153,11 +215,11 @@ def test_the_strength_is_read_back_from_a_runs_settings():
 
 def test_unknown_option_names_the_closest(tmp_path):
     with pytest.raises(UserError, match="unknown key bata; did you mean beta"):
-        parse(None, *CLASSES["dpo"], argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--bata", "1"])
+        parse("dpo", argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--bata", "1"])
 
 
 @pytest.mark.parametrize(
-    "name", sorted({part for parts in RECIPES.values() for part in parts if isinstance(part, str)})
+    "name", sorted({part for recipe in RECIPES.values() for part in recipe.configs if isinstance(part, str)})
 )
 def test_an_outline_has_the_options_of_its_class(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
@@ -175,19 +237,17 @@ def test_an_outline_has_the_options_of_its_class(name, tmp_path, monkeypatch):
 
 def test_missing_file_and_missing_bitsandbytes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
-        parse(None, *CLASSES["sft"], argv=["--config", "nowhere.yaml"])
+        parse("sft", argv=["--config", "nowhere.yaml"])
     monkeypatch.setattr("rlhf_trl.options.find_spec", lambda name: None)
     options = ["--model_name_or_path", "m", "--output_dir", str(tmp_path / "o"), "--load_in_4bit", "--use_peft"]
     with pytest.raises(UserError, match="load_in_4bit needs bitsandbytes, which"):
-        parse(None, *CLASSES["sft"], argv=options)
+        parse("sft", argv=options)
 
 
 def test_unwritable_runs_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        parse(
-            None, *CLASSES["sft"], argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path / "file" / "runs")]
-        )
+        parse("sft", argv=["--model_name_or_path", "m", "--output_dir", str(tmp_path / "file" / "runs")])
 
 
 def test_readme_names_only_what_exists():

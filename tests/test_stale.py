@@ -1,0 +1,285 @@
+"""What happens to a finished step that is asked for again: nothing, a refusal, or it is made anew.
+
+The results are made up, but for their manifests, by which alone the graph decides.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rlhf_trl import pipeline
+from rlhf_trl.errors import UserError
+from rlhf_trl.pipeline import Graph, GraphConfig
+from rlhf_trl.provenance import MANIFEST, check_belongs, read_manifest
+from rlhf_trl.steps import STEPS
+from tests.conftest import ROOT
+
+PROFILE = {
+    "max_rows": 50,
+    "kl_strength": 0.1,
+    **{"sft": {"max_steps": 3}, "reward": {}, "ppo": {}, "grpo": {}, "dpo": {}},
+    "eval": {"prompts": 8, "judge_model": "m", "base_url": "http://localhost:1/v1"},
+}
+RUNS = ["sft", "reward", "ppo", "grpo", "dpo"]
+RESULTS = ["samples", "score", "judge", "report"]
+
+
+class Results:
+    """A profile with made-up results of all its steps, and what is asked of it."""
+
+    def __init__(self, folder, world, monkeypatch):
+        self.folder, self.ran, self.number = folder, [], 0
+        shutil.copytree(world / "data", folder / "data")
+        shutil.copytree(world / "model", folder / "base")
+        (folder / "template.txt").write_text("{{ dialogue }}{{ first }}{{ second }}")
+        self.write_profile({})
+        monkeypatch.setattr(pipeline, "_call", self.make)
+        self.ask("report")
+        self.ran.clear()
+
+    def write_profile(self, changes):
+        content = PROFILE | {"base_model": str(self.folder / "base"), "dataset": str(self.folder / "data")}
+        content["eval"] = content["eval"] | {"judge_template": str(self.folder / "template.txt")}
+        for scope, values in changes.items():
+            content[scope] = content.get(scope, {}) | values if isinstance(values, dict) else values
+        (self.folder / "p.yaml").write_text(yaml.safe_dump(content))
+
+    def graph(self, *options, fresh=False):
+        profile, runs = str(self.folder / "p.yaml"), str(self.folder / "runs")
+        return Graph(GraphConfig(profile=profile, runs=runs, options=list(options), fresh=fresh))
+
+    def make(self, command):
+        """A result of the step that a command would run, with a content that no other has."""
+        step = next(name for name, row in STEPS.items() if [*row.command] == command[1 : 1 + len(row.command)])
+        if "--dry_run" in command:
+            self.ran.append("dry run")
+            return
+        task = pipeline.read_task(step, command[1 + len(STEPS[step].command) :])[0]
+        task.is_finished()  # as the step itself looks
+        self.number += 1
+        task.folder.mkdir(parents=True, exist_ok=True)
+        (task.folder / MANIFEST).write_text(json.dumps(task.manifest(f"content {self.number}")))
+        if step == "judge":
+            (task.folder / "transcript.jsonl").touch()
+        self.ran.append(step)
+
+    def ask(self, target, *options, fresh=False, graph=None):
+        """What runs for a target, or the refusal."""
+        self.ran.clear()
+        try:
+            pipeline.run(graph or self.graph(*options, fresh=fresh), target.split())
+        except UserError as error:
+            return str(error)
+        return list(self.ran)
+
+
+@pytest.fixture
+def results(tmp_path, world, monkeypatch):
+    return Results(tmp_path, world, monkeypatch)
+
+
+def copied(results, name):
+    """The profile with another path to the same content."""
+    shutil.copytree(results.folder / name, results.folder / "copy")
+    results.write_profile({{"base": "base_model", "data": "dataset"}[name]: str(results.folder / "copy")})
+
+
+def touched(results):
+    for path in results.folder.rglob("*"):
+        os.utime(path)
+
+
+def moved(results):
+    shutil.copytree(results.folder / "runs", results.folder / "elsewhere")
+    shutil.rmtree(results.folder / "runs")
+    (results.folder / "elsewhere").rename(results.folder / "runs")
+
+
+def rewritten(results, name, old, new):
+    (path,) = results.folder.glob(name)
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def other_pairs(results):
+    (results.folder / "data/more").mkdir()
+    (results.folder / "data/more/train.jsonl").write_text(json.dumps({"prompt": "Hi", "chosen": "a", "rejected": "b"}))
+
+
+def other_template(results):
+    rewritten(results, "template.txt", b"{{ first }}", b" {{ first }}")
+
+
+def other_tokenizer(results):
+    rewritten(results, "base/tokenizer_config.json", b"{", b" {")
+
+
+CHANGES = {
+    # what changes: (a preparation, options on the command line), the steps that it is refused for, what is named
+    "ARGS": ((None, ["ppo=--kl_strength 0.2"]), ["ppo"], r"kl_strength: 0\.1, and now it is 0\.2"),
+    "ARGS of a judge": ((None, ["judge=--judge_model n"]), ["judge"], "judge_model: m, and now it is n"),
+    "ARGS of the evaluation": ((None, ["eval=--prompts 9"]), ["samples"], "prompts: 8, and now it is 9"),
+    "ARGS of all": ((None, ["all=--max_rows 9"]), ["data", *RUNS, "eval-reward", "samples", "score"], "max_rows: 50"),
+    "SEED": ((None, ["all=--seed 1"]), list(STEPS)[1:], "seed: 0, and now it is 1"),
+    "MODEL": (
+        (None, ["all=--base_model {folder}/runs"]),
+        ["data", "sft"],
+        "{folder}/base, and now it is {folder}/runs",
+    ),
+    "DATA": (
+        (None, ["all=--dataset {folder}/base"]),
+        ["data", *RUNS, "eval-reward", "samples", "score"],
+        "{folder}/data, and now it is {folder}/base",
+    ),
+    "edited profile": ((lambda r: r.write_profile({"sft": {"max_steps": 4}}), []), ["sft"], "max_steps: 3, and now"),
+    "edited shared key": ((lambda r: r.write_profile({"kl_strength": 0.3}), []), ["ppo", "grpo", "dpo"], "kl_strength"),
+    "edited data": (
+        (other_pairs, []),
+        ["data", *RUNS, "eval-reward", "samples", "score"],
+        "dataset {folder}/data, which has changed since",
+    ),
+    "edited tokenizer": ((other_tokenizer, []), ["data", "sft"], "{folder}/base, which has changed since"),
+    "edited request of the judge": ((other_template, []), ["judge"], "judge_template {folder}/template.txt, which has"),
+    "harmless options": (
+        (None, [*(f"{run}=--logging_steps 1 --save_steps 7 --report_to none" for run in RUNS), "judge=--retries 1"]),
+        [],
+        None,
+    ),
+    "harmless options in the profile": ((lambda r: r.write_profile({"save_steps": 0.1}), []), [], None),
+    "files touched": ((touched, []), [], None),
+    "data copied": ((lambda r: copied(r, "data"), []), [], None),
+    "model copied": ((lambda r: copied(r, "base"), []), [], None),
+    "results copied": ((moved, []), [], None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_finished_step_asked_for_otherwise_is_refused_by_name(change, results):
+    (prepare, options), refused, message = CHANGES[change]
+    if prepare:
+        prepare(results)
+    graph = results.graph(*(option.format(folder=results.folder) for option in options))
+    for step in STEPS:
+        if step == "demo-data":
+            continue
+        outcome, needed = results.ask(step, graph=graph), graph.order([step])
+        if set(refused).isdisjoint(needed):
+            assert outcome == [], step
+            continue
+        assert isinstance(outcome, str) and "FRESH=1" in outcome, step
+        assert outcome.partition(":")[0] == next(name for name in needed if name in refused)
+        assert re.search(message.format(folder=re.escape(str(results.folder))), outcome) and not results.ran
+
+
+def test_fresh_makes_the_step_that_is_named_and_the_next_command_what_stands_on_it(results):
+    before = {step: read_manifest(results.graph().task(step).folder)["sha256"] for step in RUNS}
+    options = ["reward=--learning_rate 0.5"]
+    assert results.ask("reward", *options, fresh=True) == ["reward"]
+    assert results.ask("sft", *options) == results.ask("reward", *options) == []
+    assert results.ask("ppo", *options) == ["ppo"]
+    # a judge that has been paid says what it would ask, and is not asked on the way
+    outcome = results.ask("report", *options)
+    assert "'make judge' asks anew" in outcome
+    assert results.ran == ["grpo", "dpo", "eval-reward", "samples", "score", "dry run"]
+    assert results.ask("judge", *options) == ["judge"]
+    assert results.ask("report", *options) == ["report"]
+    assert results.ask("report", *options) == []
+    after = {step: read_manifest(results.graph().task(step).folder)["sha256"] for step in RUNS}
+    assert [step for step in RUNS if after[step] != before[step]] == ["reward", "ppo", "grpo", "dpo"]
+
+
+def test_a_parent_with_the_same_content_makes_nothing_anew(results):
+    """As a training repeated gives the same weights."""
+    number = results.number
+    manifest = read_manifest(results.folder / "runs/p/sft")
+    results.number = int(manifest["sha256"].split()[1]) - 1
+    assert results.ask("sft", fresh=True) == ["sft"]
+    results.number = number
+    assert results.ask("report") == []
+
+
+def test_new_samples_take_scores_verdicts_and_report_with_them(results):
+    assert results.ask("samples", fresh=True) == ["samples"]
+    assert results.ask("score") == ["score"]
+    assert "asks anew" in results.ask("report")
+    assert results.ask("judge report") == ["judge", "report"]
+
+
+def test_an_unfinished_judge_goes_on_when_it_is_named(results):
+    path = results.folder / "runs/p/judge" / MANIFEST
+    path.write_text(json.dumps(read_manifest(path.parent) | {"unfinished": True}))
+    assert results.ask("report") == []
+    assert results.ask("judge") == ["judge"]
+
+
+def test_a_policy_more_is_sampled_too(results):
+    results.write_profile({"eval": {"policies": ["sft", "ppo"]}})
+    assert results.ask("samples") == ["samples"]
+
+
+# Of each two results that can disagree: the one that is made anew, the one that is then read, what it was made from
+MIXES = [
+    ("samples", "report", "scores was made from another samples"),
+    ("samples", "report", "judge was made from another samples"),
+    ("score", "report", None),
+    ("reward", "score", "ppo was made from another reward_model"),
+    ("sft", "ppo", "reward was made from another model"),
+    ("reward", "samples", "ppo was made from another reward_model"),
+]
+
+
+@pytest.mark.parametrize(("anew", "reader", "complaint"), MIXES)
+def test_results_that_do_not_belong_together_are_not_read(anew, reader, complaint, results):
+    """By hand, where no graph makes them again first."""
+    graph = results.graph()
+    results.make(graph.command(anew, "--fresh"))
+    if complaint and complaint.startswith("judge"):
+        results.make(graph.command("score"))
+    task = graph.task(reader)
+    if complaint is None:
+        assert task.is_finished() is False  # the report is made again, of what belongs together
+        return
+    with pytest.raises(UserError, match=f"{complaint}.* do not belong together"):
+        task.is_finished()
+
+
+def test_folders_that_moved_together_still_belong_together(results):
+    moved(results)
+    check_belongs(results.folder / "runs/p/report")
+    shutil.copytree(results.folder / "runs", results.folder / "new")
+    results.make(results.graph().command("samples", "--fresh"))
+    check_belongs(results.folder / "new/p/report")  # which stands on the copy beside it
+    with pytest.raises(UserError, match="samples"):
+        check_belongs(results.folder / "runs/p/report")
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "demo-data"])
+def test_a_result_of_an_older_layout_is_refused_in_one_line(step, results):
+    path = results.graph().task(step).folder / MANIFEST
+    path.write_text(json.dumps({"recipe": step, "settings": {}, "parents": {}}))
+    outcome = results.ask(step)
+    assert "was made by an older version of rlhf-trl" in outcome and "FRESH=1" in outcome
+    assert results.ask(step, fresh=True) == [step]
+
+
+def test_the_answer_comes_within_two_seconds(results):
+    """From the shell: nothing to do, and a refusal."""
+    command = [sys.executable, "-m", "rlhf_trl.pipeline", "report", "--profile", str(results.folder / "p.yaml")]
+    command += ["--runs", str(results.folder / "runs")]
+    for options, code, said in (
+        ([], 0, "nothing to do; see "),
+        (["--options", "all=--seed 1"], 2, "error: data: .* seed: 0, and now it is 1"),
+    ):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (done.returncode, len((done.stdout + done.stderr).splitlines())) == (code, 1), done.stderr
+        assert re.match(said, done.stdout + done.stderr)
+        # of the processor, which other tests share
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
