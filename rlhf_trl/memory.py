@@ -43,7 +43,7 @@ COPIES = {
 HEAP_TENSOR, HEAP = 32 * 2**20, 1.8
 
 
-class Estimate(NamedTuple):
+class MemoryNeed(NamedTuple):
     """What one process of a recipe needs, in bytes, and the parameters of all its models."""
 
     parameters: int
@@ -61,7 +61,7 @@ class Estimate(NamedTuple):
 
 def estimate(
     recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments, longest: int, process: int
-) -> Estimate:
+) -> MemoryNeed:
     """The peak of a recipe's memory.
 
     Args:
@@ -82,7 +82,7 @@ def estimate(
         # At the end there is the merged model, unquantized and alone
         activations = max(activations, saved - gradients - moments)
     count = sum(p.numel() for p in parameters)
-    return Estimate(count, trainable, process, weights, gradients, moments, activations)
+    return MemoryNeed(count, trainable, process, weights, gradients, moments, activations)
 
 
 def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments) -> dict[str, nn.Module]:

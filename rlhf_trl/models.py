@@ -135,7 +135,7 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
         for name in getattr(model, option) or ():
             if not any(part.endswith(f".{name}") for part in there):
                 raise UserError(f"{option}: {source} has no {name}; leave it out, or name a part that it has")
-    return align(start, frame)
+    return align_special_tokens(start, frame)
 
 
 @work
@@ -143,8 +143,8 @@ def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) 
     """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
     into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""
     options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code}
-    with whole_weights():
-        return align(load(str(folder), task_type, frame.tokenizer, **options), frame)
+    with without_zero3_sharding():
+        return align_special_tokens(load(str(folder), task_type, frame.tokenizer, **options), frame)
 
 
 def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedModel | None:
@@ -152,14 +152,14 @@ def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedMo
     return load_merged(folder, "CAUSAL_LM", frame, model) if len(lineage(str(folder))) > 2 else None
 
 
-def align(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
+def align_special_tokens(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
     """Give a model the pad token, the ends and the vocabulary of the frame that it is to read and write in."""
     _make_room(model, frame.tokenizer)
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = frame.tokenizer.pad_token_id
         config.eos_token_id = frame.end[-1]
     model.generation_config = frame.generation_config()
-    return keep_gradients(model)
+    return disable_bnb_weight_packing(model)
 
 
 def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
@@ -178,7 +178,7 @@ def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedMo
     return get_peft_model(model, peft_config).get_base_model()
 
 
-def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
+def disable_bnb_weight_packing(model: PreTrainedModel) -> PreTrainedModel:
     """Stop bitsandbytes from repacking 4-bit weights when they are first used in eval mode on a CPU with AVX512-BF16:
     packed ones pass no gradients on, to an adapter that is trained after sampling, or that shares them."""
     for module in model.modules():
@@ -188,7 +188,7 @@ def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
+def without_zero3_sharding() -> Iterator[None]:
     """For loading a model that the trainer does not get: under DeepSpeed's ZeRO-3, transformers would leave each
     process a share of any model's weights."""
     config = deepspeed._hf_deepspeed_config_weak_ref

@@ -18,7 +18,7 @@ from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, check_folder, work
 from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
 from rlhf_trl.hub import check_source, check_weights, lineage
-from rlhf_trl.models import align, device, load, positions, whole_weights
+from rlhf_trl.models import align_special_tokens, device, load, positions, without_zero3_sharding
 from rlhf_trl.tokens import build_dataset
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
@@ -157,7 +157,7 @@ def load_reward_model(
         check_fit(frame, own, source)
     elif own.tokenizer.pad_token_id is None or own.tokenizer.pad_token_id in own.ends:
         set_pad(own, source, PAD)
-    model = align(load_raw(source, own, **options), frame or own)
+    model = align_special_tokens(load_raw(source, own, **options), frame or own)
     if not hasattr(model, "score"):
         raise UserError(f"the reward model {source} has no linear head of the name score; name another reward model")
     scale = recorded_scale(source, options["trust_remote_code"])
@@ -174,8 +174,8 @@ def load_raw(source: str, frame: Frame, **load_options) -> PreTrainedModel:
         UserError: an adapter whose head has more labels than one, which its config does not tell.
     """
     try:
-        with whole_weights():
-            return align(load(source, "SEQ_CLS", frame.tokenizer, **load_options), frame).eval()
+        with without_zero3_sharding():
+            return align_special_tokens(load(source, "SEQ_CLS", frame.tokenizer, **load_options), frame).eval()
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise

@@ -78,7 +78,7 @@ FAULTS = {
 @pytest.fixture
 def guess(monkeypatch):
     """What takes a second a recipe, and is tested below."""
-    estimate = memory.Estimate(10**6, 10**6, process=0, weights=10**9, gradients=0, optimizer=0, activations=10**9)
+    estimate = memory.MemoryNeed(10**6, 10**6, process=0, weights=10**9, gradients=0, optimizer=0, activations=10**9)
     monkeypatch.setattr(eval.check, "estimate", lambda *_, **__: estimate)
 
 
