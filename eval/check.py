@@ -32,7 +32,8 @@ from eval.probes import load_probes
 from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
 from rlhf_trl.errors import UserError, user_message
-from rlhf_trl.frames import TOKEN_OPTIONS, Frame, start_frame
+from rlhf_trl.frame_loading import TOKEN_OPTIONS, start_frame
+from rlhf_trl.frames import Frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import MemoryNeed, estimate

@@ -22,7 +22,8 @@ from eval.config import EvalConfig, JudgeConfig, TokenizerConfig
 from eval.files import render, replaced, write_json
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import Frame, messages
 from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 

@@ -25,7 +25,8 @@ from eval.files import render, replaced, write_json, write_jsonl
 from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import Frame, set_pad
+from rlhf_trl.frame_loading import set_pad
+from rlhf_trl.frames import Frame
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score

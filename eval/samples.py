@@ -36,7 +36,8 @@ from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import TODAY, Frame, RowError
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device, load_policy

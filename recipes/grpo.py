@@ -12,7 +12,7 @@ from rlhf_trl.errors import cli
 def main() -> None:
     data_config, model_config, reward_config, kl_config, run_config, args = parse(__doc__, *RECIPES["grpo"])
 
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.grpo import CorrectedGRPOTrainer, check_batches
     from rlhf_trl.models import check_context, check_positions, device, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import Reward, load_reward_model

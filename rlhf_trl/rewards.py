@@ -16,7 +16,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, check_folder, work
-from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
+from rlhf_trl.frame_loading import PAD, load_frame, set_pad
+from rlhf_trl.frames import Frame
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.models import align_special_tokens, device, load, positions, without_zero3_sharding
 from rlhf_trl.tokens import build_dataset

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 
 from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
-from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
+from rlhf_trl.frame_loading import TOKEN_OPTIONS
+from rlhf_trl.frames import TODAY, Frame
 from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
 from rlhf_trl.tokens import fingerprint
 

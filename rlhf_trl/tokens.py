@@ -13,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from rlhf_trl import frames, splits
+from rlhf_trl import frame_loading, frames, splits
 from rlhf_trl.config import ROW, DataConfig
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.files import file_hash
@@ -92,7 +92,7 @@ def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset
             return {column: [row[column] for row in rows] for column in FEATURES}
 
         processes = min(os.cpu_count(), len(rows) // FEWEST_ROWS)
-        code = [file_hash(Path(module.__file__)) for module in (frames, splits, sys.modules[__name__])]
+        code = [file_hash(Path(module.__file__)) for module in (frames, frame_loading, splits, sys.modules[__name__])]
         limits = config.splits, config.max_prompt_tokens, config.max_completion_tokens
         key = name, code, VERSIONS, rows._fingerprint, limits, frame.tokenizer, frame.rest, sorted(frame.ends)
         dataset = rows.map(

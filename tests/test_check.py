@@ -20,7 +20,7 @@ from eval.config import JudgeConfig
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.runs import Run
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import ROOT, settings

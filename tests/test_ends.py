@@ -15,7 +15,7 @@ from trl import SFTTrainer
 from eval.files import read_jsonl
 from eval.samples import sample
 from rlhf_trl import rewards, runs
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.models import load_policy
 from rlhf_trl.ppo import CorrectedPPOTrainer
 from tests.conftest import settings
