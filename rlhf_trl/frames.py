@@ -191,7 +191,9 @@ class Frame:
 
     def _ids_behind(self, starts: list[str], texts: list[str]) -> list[list[int] | None]:
         """Ids of each text as it follows on its start; None where a token is of both."""
-        joint = zip(self._ids(starts), self._ids([*map(str.__add__, starts, texts)]), strict=True)
+        different = [*set(starts)]
+        known = dict(zip(different, self._ids(different), strict=True))
+        joint = zip(map(known.get, starts), self._ids([*map(str.__add__, starts, texts)]), strict=True)
         return [ids[len(start) :] if ids[: len(start)] == start else None for start, ids in joint]
 
     def _tail(self, prompt: str) -> str:
