@@ -34,7 +34,7 @@ REASONS = SPECIAL, REFUSED, CHANGED, MERGED = (
 
 
 class RowError(ValueError):
-    """A row that cannot be put into the frame. The message is the reason that it is counted by."""
+    """A row that cannot be used. The message is the reason that it is counted by."""
 
 
 class Frame:

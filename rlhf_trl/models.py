@@ -34,12 +34,8 @@ KINDS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClass
 
 def load_options(model: ModelConfig) -> dict:
     """How a config wants models loaded: dtype, attention, quantization and trust, as `from_pretrained` takes them."""
-    options = {
-        "dtype": model.dtype,
-        "attn_implementation": model.attn_implementation,
-        "quantization_config": get_quantization_config(model),
-        "trust_remote_code": model.trust_remote_code,
-    }
+    options = {name: getattr(model, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
+    options["quantization_config"] = get_quantization_config(model)
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -171,11 +167,6 @@ def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
             peft_config.target_modules = {peft_config.target_modules}  # TRL made a regular expression of a list of one
         peft_config.revision = model.model_revision  # of the base, for whoever loads the adapter
     return peft_config
-
-
-def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedModel:
-    """Put trainable LoRA layers into `model` and freeze the rest, keeping the model's own class."""
-    return get_peft_model(model, peft_config).get_base_model()
 
 
 def disable_bnb_weight_packing(model: PreTrainedModel) -> PreTrainedModel:

@@ -22,11 +22,12 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
+from rlhf_trl.curves import plot_curves
 from rlhf_trl.errors import UserError, imports_are_over, work
 from rlhf_trl.files import weights_hash
 from rlhf_trl.frame_loading import TOKEN_OPTIONS
 from rlhf_trl.frames import TODAY, Frame
-from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, plot_curves, versions
+from rlhf_trl.measure import StepCounter, TokenCounter, machine, peak_memory_mb, versions
 from rlhf_trl.tokens import fingerprint
 
 # What a run leaves on its way: each is written when what it tells of is complete

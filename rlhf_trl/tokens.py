@@ -24,12 +24,10 @@ from rlhf_trl.splits import load_split
 
 TOO_LONG = ("prompt too long", "reply too long")
 UNFIT = (*TOO_LONG, *frames.REASONS)  # why a row of a split cannot be used
-IDS = List(Value("int32"))
 FEATURES = Features(
-    {
-        **{name: Value("string") for name in (*ROW, "subset", "key", "dialogue", "dropped")},
-        **{"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": Value("int64"), "apart": Value("bool")},
-    }
+    dict.fromkeys((*ROW, "subset", "key", "dialogue", "dropped"), Value("string"))
+    | dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), List(Value("int32")))
+    | {"length": Value("int64"), "apart": Value("bool")}
 )
 VERSIONS = [version(name) for name in ("transformers", "tokenizers")]
 FEWEST_ROWS = 4000  # that a process of its own is started for
