@@ -71,6 +71,7 @@ def check_weights(name: str) -> None:
 
 
 def is_adapter(name: str) -> bool:
+    """Whether a folder or hub model is a PEFT adapter."""
     return find_adapter_config_file(name) is not None
 
 

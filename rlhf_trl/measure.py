@@ -54,11 +54,9 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor and accelerator, without anything that names the host."""
-    cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+    found = cpuinfo.exists() and re.search(r"model name\s*:\s*(.*\S)", cpuinfo.read_text())
+    cpu = found[1] if found else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"system": platform.system(), "cpu": cpu, "threads": torch.get_num_threads(), "gpus": gpus}
 

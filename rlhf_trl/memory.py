@@ -38,8 +38,8 @@ COPIES = {
     "dpo": (["policy"], [], []),
 }
 
-# On a CPU, glibc keeps tensors below this size (bytes) in its heap and hardly uses again what they leave there: they
-# take so many times what is alive (measured). Recipes stop that with gradient checkpointing, in which it is worse.
+# On a CPU, glibc keeps tensors below HEAP_TENSOR bytes in its heap and hardly uses again what they leave there, so that
+# they take HEAP times what is alive (measured). With gradient checkpointing, where it is worse, recipes prevent it.
 HEAP_TENSOR, HEAP = 32 * 2**20, 1.8
 
 

@@ -77,7 +77,7 @@ def load(
                 raise UserError(f"the adapter {adapter} does not fit {name}; name the model it was made on") from error
         if merge or adapter != source:
             model = model.merge_and_unload().requires_grad_(True)  # peft froze it
-            model.name_or_path = model.config._name_or_path = adapter  # what the next adapter says it stands on
+            model.name_or_path = model.config._name_or_path = adapter  # which an adapter on it records as its base
     return model
 
 
@@ -90,7 +90,7 @@ def _load_whole(name: str, task_type: str, new_head: bool, **options) -> PreTrai
         raise UserError(f"{name} holds a reward model, which cannot write; name a language model")
     body = f"{model.base_model_prefix}."
     missing = [part for part in read["missing_keys"] if part.startswith(body) or not new_head]
-    if missing:  # which would be random
+    if missing:  # they would be random
         raise UserError(f"{name} lacks the weights {min(missing)}; it is another kind of model, or damaged")
     return model
 
@@ -121,12 +121,12 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
         UserError: it has no part of a name in `lora_modules_to_save` or `lora_target_parameters`.
     """
     source = model.model_name_or_path
-    if Path(source).is_dir():  # adapters name it, and are loaded from anywhere
+    if Path(source).is_dir():  # adapters record it, and are loaded from other folders
         source = os.path.abspath(source)
     options = load_options(model) | {"revision": model.model_revision, "new_head": task_type == "SEQ_CLS"}
     start = load(source, task_type, frame.tokenizer, **options)
     named = {"lora_modules_to_save": start.named_modules(), "lora_target_parameters": start.named_parameters()}
-    for option, parts in named.items():  # which peft leaves out in silence
+    for option, parts in named.items():  # peft skips names that it does not find
         there = [f".{name}" for name, _ in parts]
         for name in getattr(model, option) or ():
             if not any(part.endswith(f".{name}") for part in there):
@@ -144,7 +144,8 @@ def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) 
 
 
 def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedModel | None:
-    """A trained policy in whole, if it is an adapter on an adapter, which peft alone could not load; else None."""
+    """A trained policy merged into one model, if it is an adapter on an adapter: peft alone cannot load that. Else
+    None."""
     return load_merged(folder, "CAUSAL_LM", frame, model) if len(lineage(str(folder))) > 2 else None
 
 
@@ -170,8 +171,10 @@ def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
 
 
 def disable_bnb_weight_packing(model: PreTrainedModel) -> PreTrainedModel:
-    """Stop bitsandbytes from repacking 4-bit weights when they are first used in eval mode on a CPU with AVX512-BF16:
-    packed ones pass no gradients on, to an adapter that is trained after sampling, or that shares them."""
+    """Keep bitsandbytes from packing 4-bit weights for a CPU with AVX512-BF16 when they are first used in eval mode.
+
+    No gradient passes through packed weights, and an adapter may be trained on them after that.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -180,8 +183,8 @@ def disable_bnb_weight_packing(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def without_zero3_sharding() -> Iterator[None]:
-    """For loading a model that the trainer does not get: under DeepSpeed's ZeRO-3, transformers would leave each
-    process a share of any model's weights."""
+    """Load models whole under DeepSpeed's ZeRO-3. transformers would leave each process a share of the weights, with
+    which only the trainer can do anything."""
     config = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:

@@ -1,4 +1,4 @@
-"""Contracts 1 and 2: the preference row and the splits."""
+"""The preference row and the splits."""
 
 import gzip
 import json
