@@ -56,17 +56,12 @@ def load_frame(
 
 def start_frame(model: ModelConfig, args: TrainingArguments) -> Frame:
     """The frame that a recipe trains in: that of the model it starts from, with what its options say of tokens."""
-    check_source(model.model_name_or_path)
-    check_weights(model.model_name_or_path)
-    eos_token, pad_token, template = (getattr(args, name, None) for name in TOKEN_OPTIONS)
-    frame = load_frame(
-        model.model_name_or_path,
-        revision=model.model_revision,
-        trust_remote_code=model.trust_remote_code,
-        eos_token=eos_token,
-        chat_template_path=template,
-    )
-    return set_pad(frame, model.model_name_or_path, pad_token)
+    source, options = model.model_name_or_path, {name: getattr(args, name, None) for name in TOKEN_OPTIONS}
+    pad_token = options.pop("pad_token")
+    check_source(source)
+    check_weights(source)
+    frame = load_frame(source, revision=model.model_revision, trust_remote_code=model.trust_remote_code, **options)
+    return set_pad(frame, source, pad_token)
 
 
 def set_pad(frame: Frame, source: str, pad_token: str | None) -> Frame:
@@ -120,6 +115,7 @@ def _load_tokenizer(source: str, revision: str, trust_remote_code: bool) -> PreT
 
 
 def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> str:
+    """The chat template in a jinja file, or that of another model if `tokenizer` has the tokens that it needs."""
     if Path(path).suffix in (".jinja", ".j2"):
         try:
             return Path(path).read_text(encoding="utf-8")
@@ -131,6 +127,6 @@ def _read_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_c
         raise UserError(f"{path} has no chat template; set chat_template_path to a model that has, or a .jinja file")
     template = source.get_chat_template()
     missing = set(control_tokens(source).findall(template)) - tokenizer.get_vocab().keys()
-    if missing:  # which would have to be added, and learned
+    if missing:  # they would have to be added, and learned
         raise UserError(f"the chat template of {path} needs {min(missing)}, which the tokenizer lacks; use another")
     return template

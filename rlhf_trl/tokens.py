@@ -32,7 +32,7 @@ FEATURES = Features(
 VERSIONS = [version(name) for name in ("transformers", "tokenizers")]
 FEWEST_ROWS = 4000  # that a process of its own is started for
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # several processes are faster, and may only be forked without
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # several processes are faster, and are forked only without
 
 
 def build_dataset(config: DataConfig, name: str, frame: Frame, seed: int) -> Dataset:
