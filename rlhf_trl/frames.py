@@ -193,14 +193,15 @@ class Frame:
         """Ids of each text as it follows on its start; None where a token is of both."""
         different = [*set(starts)]
         known = dict(zip(different, self._ids(different), strict=True))
-        joint = zip(map(known.get, starts), self._ids([*map(str.__add__, starts, texts)]), strict=True)
-        return [ids[len(start) :] if ids[: len(start)] == start else None for start, ids in joint]
+        joint = self._ids([start + text for start, text in zip(starts, texts, strict=True)])
+        pairs = zip((known[start] for start in starts), joint, strict=True)
+        return [ids[len(before) :] if ids[: len(before)] == before else None for before, ids in pairs]
 
     def _tail(self, prompt: str) -> str:
         """A prompt from its last special token, or else its last word."""
+        starts = [match.start() for match in self.control.finditer(prompt)]
         *_, last_word = prompt.rstrip().rsplit(None, 1) or [""]
-        *_, start = len(prompt.rstrip()) - len(last_word), *(match.start() for match in self.control.finditer(prompt))
-        return prompt[start:]
+        return prompt[starts[-1] if starts else len(prompt.rstrip()) - len(last_word) :]
 
     def finished(self, reply_ids: list[int]) -> bool:
         """Whether sampled ids end a reply."""
@@ -291,10 +292,8 @@ def messages(dialogue: str) -> list[dict]:
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """Finds tokens that are no text: special ones, and other added ones that the chat template writes."""
     template = tokenizer.chat_template or ""
-    added = [
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content.strip() and token.content in template)
-    ]
-    tokens = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    added = tokenizer.added_tokens_decoder.values()
+    written = {token.content for token in added if token.content.strip() and token.content in template}
+    special = {token.content for token in added if token.special}
+    tokens = sorted(written | special | {*tokenizer.all_special_tokens}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
