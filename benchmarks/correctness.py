@@ -32,7 +32,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from eval.pages.figures import SVG
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.grpo import CorrectedGRPOTrainer
 from rlhf_trl.kl import KLConfig, set_coefficient
 from rlhf_trl.measure import machine, versions

@@ -15,7 +15,7 @@ import numpy as np
 from eval import kl
 from eval.score import in_batches
 from rlhf_trl.files import read_jsonl
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.models import device, load_policy
 
 

@@ -29,7 +29,7 @@ from trl import DPOTrainer, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from rlhf_trl.config import DataConfig, RewardModelConfig
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.kl import COEFFICIENTS, KLConfig, set_coefficient
 from rlhf_trl.measure import peak_memory_mb
 from rlhf_trl.tokens import build_dataset

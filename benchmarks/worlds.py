@@ -13,9 +13,10 @@ import yaml
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import replaced, write_atomically
-from rlhf_trl.frames import Frame, load_frame, set_pad
+from rlhf_trl.frame_loading import load_frame, set_pad
+from rlhf_trl.frames import Frame
 from rlhf_trl.measure import machine, versions
-from rlhf_trl.models import align, load
+from rlhf_trl.models import align_special_tokens, load
 from rlhf_trl.tokens import build_dataset
 
 
@@ -98,7 +99,8 @@ def pretrained(model: str, dataset: str, pairs: int, folder: Path) -> World:
     if not world.policy.exists():
         frame = set_pad(load_frame(model), model, read_config("smollm2", "sft")["pad_token"])
         with replaced(world.policy) as staging:
-            align(load(model, "CAUSAL_LM", frame.tokenizer, dtype="float32"), frame).save_pretrained(staging)
+            policy = load(model, "CAUSAL_LM", frame.tokenizer, dtype="float32")
+            align_special_tokens(policy, frame).save_pretrained(staging)
             frame.tokenizer.save_pretrained(staging)
     return world
 

@@ -15,7 +15,8 @@ from transformers import TextStreamer
 
 from eval.config import ChatConfig
 from eval.samples import sample
-from rlhf_trl.frames import REPLY, SPECIAL, TURN, RowError, load_frame
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import REPLY, SPECIAL, TURN, RowError
 from rlhf_trl.hub import check_source, check_weights
 from rlhf_trl.models import device, load_policy, positions
 

@@ -32,10 +32,11 @@ from rlhf_trl import grpo, ppo
 from rlhf_trl.cli import fill, read_task
 from rlhf_trl.config import RECIPES, DataConfig
 from rlhf_trl.errors import UserError, user_message
-from rlhf_trl.frames import TOKEN_OPTIONS, Frame, start_frame
+from rlhf_trl.frame_loading import TOKEN_OPTIONS, start_frame
+from rlhf_trl.frames import Frame
 from rlhf_trl.hub import check_source
 from rlhf_trl.measure import free_memory
-from rlhf_trl.memory import Estimate, estimate
+from rlhf_trl.memory import MemoryNeed, estimate
 from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
 from rlhf_trl.pipeline import Graph, GraphConfig
@@ -60,14 +61,14 @@ class Step:
     reward_model: str | None
     frame: Frame | None = None
     rows: Dataset | None = None
-    estimate: Estimate | None = None
+    estimate: MemoryNeed | None = None
 
     @property
     def response(self) -> int | None:
         """Tokens of the longest reply that the recipe samples; None if it samples none."""
         return getattr(self.args, "response_length", getattr(self.args, "max_completion_length", None))
 
-    def needs(self, libraries: int) -> Estimate:
+    def needs(self, libraries: int) -> MemoryNeed:
         """The memory that the recipe takes, on these rows; `libraries` is that of a process without it, in bytes."""
         config = read_config(self.model).get_text_config()
         config.vocab_size = max(config.vocab_size, len(self.frame.tokenizer))

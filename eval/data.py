@@ -23,7 +23,8 @@ from eval.pages import figures
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import files_hash, replaced, write_json
-from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import Frame, messages
 from rlhf_trl.provenance import MANIFEST, Task
 from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split

@@ -25,7 +25,8 @@ from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, te
 from eval.pages import figures
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import files_hash, replaced, write_json, write_jsonl
-from rlhf_trl.frames import Frame, set_pad
+from rlhf_trl.frame_loading import set_pad
+from rlhf_trl.frames import Frame
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
 from rlhf_trl.provenance import MANIFEST, Task

@@ -35,7 +35,8 @@ from rlhf_trl.batching import batches, combined_seed
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import checkpoints, files_hash, read_json, read_jsonl, step_of, write_json, write_jsonl
-from rlhf_trl.frames import TODAY, Frame, RowError, load_frame
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import TODAY, Frame, RowError
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.models import device, load_policy
 from rlhf_trl.provenance import MANIFEST, Task, identity, read_manifest

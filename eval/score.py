@@ -205,4 +205,4 @@ def ids_to_score(row: dict, frame: Frame, same: bool) -> list[int]:
     prompt, reply = frame.prompt(row["dialogue"]), row["completion"]
     if row["dialogue"].endswith(REPLY):
         reply = " " + reply.strip()
-    return frame.prompt_ids(prompt) + frame.reply_ids(prompt, frame.reply(reply), row["finished"])[0]
+    return frame.prompt_ids(prompt) + frame.reply_ids(prompt, frame.reply(reply), row["finished"])

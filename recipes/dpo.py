@@ -18,7 +18,7 @@ def main() -> None:
     from datasets import DatasetDict
 
     from rlhf_trl.dpo import CorrectedDPOTrainer
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.models import check_context, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import reward_std
     from rlhf_trl.run import Run

@@ -11,7 +11,7 @@ from rlhf_trl.cli import cli, parse
 def main() -> None:
     task, data_config, model_config, reward_config, kl_config, args = parse("grpo", __doc__)
 
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.grpo import CorrectedGRPOTrainer, check_batches
     from rlhf_trl.models import check_context, check_positions, device, load_options, load_stacked, load_start, lora
     from rlhf_trl.rewards import Reward, load_reward_model

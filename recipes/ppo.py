@@ -14,7 +14,7 @@ def main() -> None:
     check_launch()
     task, data_config, model_config, kl_config, _, args = parse("ppo", __doc__)
 
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.models import check_context, check_positions, load_options, load_stacked, load_start, lora
     from rlhf_trl.ppo import CorrectedPPOTrainer, check_batches, value_model_of
     from rlhf_trl.rewards import Reward, load_reward_model

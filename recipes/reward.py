@@ -19,7 +19,7 @@ def main() -> None:
     from trl import RewardTrainer
 
     from rlhf_trl.batching import length_grouped
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.models import check_context, device, load_merged, load_start, lora
     from rlhf_trl.rewards import load_scale_pairs, measure_scale
     from rlhf_trl.run import Run

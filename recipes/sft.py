@@ -19,7 +19,7 @@ def main() -> None:
     from trl import SFTTrainer
 
     from rlhf_trl.batching import length_grouped
-    from rlhf_trl.frames import start_frame
+    from rlhf_trl.frame_loading import start_frame
     from rlhf_trl.models import check_architecture, check_context, load_merged, load_start, lora
     from rlhf_trl.run import Run
     from rlhf_trl.tokens import build_dataset

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-# Sequences that are sorted among themselves. Not a number of batches: the larger a batch, the more it suffers from
-# being of one kind (of one length, and of what goes with length), and the more lengths it then mixes. But batches so
-# large that few of them make 400 would mix all.
+# Sequences that are sorted together, and the batches that these are at least. Counting sequences lets large batches mix
+# more lengths, which they need, as they suffer more from being of one length and of what goes with it.
 MEGA_BATCH, FEWEST_BATCHES = 400, 4
 # Padding included. Larger batches are no faster on a CPU, whose caches they leave, and have more padding.
 MOST_POSITIONS_ON_CPU = 2048

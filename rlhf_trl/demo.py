@@ -1,4 +1,4 @@
-"""The demo's world: HH-format pairs with a known true rule, and a tiny untrained model to learn them.
+"""The demo's data and model: HH-format pairs with a known true rule, and a tiny untrained model to learn them.
 
 A reply is good if it is right (or, asked for harm, a refusal) and polite. An imagined annotator prefers
 the reply that meets more of this, errs in `LABEL_NOISE` of the train pairs, and between equals leans to
@@ -161,15 +161,12 @@ def _pair(rng: random.Random, noisy: bool) -> tuple[str, dict]:
         (first, first_merit, first_cue), (second, second_merit, second_cue) = (
             _reply(rng, kind, thing) for _ in range(2)
         )
-        if first == second:
-            continue
         if first_merit != second_merit:
             prefers_first = first_merit > second_merit
-        elif noisy and first_cue != second_cue:
+            break
+        if noisy and first_cue != second_cue:
             prefers_first = first_cue == (rng.random() < CUE_PREFERENCE)
-        else:
-            continue
-        break
+            break
     if noisy and rng.random() < LABEL_NOISE:
         prefers_first = not prefers_first
     chosen, rejected = (first, second) if prefers_first else (second, first)

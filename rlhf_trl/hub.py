@@ -5,10 +5,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME as ADAPTER
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.errors import UserError, check_folder
-from rlhf_trl.files import ADAPTER, content_hash, read_json, weights_hash
+from rlhf_trl.files import content_hash, read_json, weights_hash
 from rlhf_trl.provenance import read_manifest
 
 
@@ -43,7 +44,7 @@ def check_source(name: str, variable: str = "MODEL") -> None:
     path = Path(name)
     if not path.is_dir():
         check_reachable(name, "model", variable)
-    elif not any((path / file).exists() for file in ("config.json", ADAPTER)):
+    elif not ((path / "config.json").exists() or is_adapter(name)):
         raise UserError(f"{name} holds no model (no config.json); name a model folder")
     for base, _ in lineage(name)[1:2]:
         check_source(base, variable)
@@ -67,6 +68,11 @@ def check_weights(name: str) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, fetch it again") from error
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder or hub model is a PEFT adapter."""
+    return find_adapter_config_file(name) is not None
 
 
 def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """What is measured of a run and of the machine under it."""
 
-import json
 import platform
 import re
 import resource
@@ -48,41 +47,6 @@ class StepCounter:
         self.learning_rate_sum += optimizer.param_groups[0]["lr"]
 
 
-def plot_curves(folder: Path) -> None:
-    """Draw every metric of `metrics.jsonl` over the steps, and beside it what it is on validation rows, into
-    `curves.png` and `curves.svg`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    skip = {"step", "epoch", "episode", "eps", "total_flos"}
-    names = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))} - skip)
-    series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
-    panels = [name for name, points in series.items() if len(points) > 1 and not name.startswith("eval_")]
-    if not panels:
-        return
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    width, height = 3.2 * columns, 2.4 * lines  # inches
-    figure, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False)
-    for axis, name in zip(axes.flat, panels, strict=False):
-        axis.plot(*zip(*series[name], strict=True), linewidth=1)
-        if f"eval_{name}" in series:
-            axis.plot(*zip(*series[f"eval_{name}"], strict=True), "o-", markersize=3, linewidth=1, label="validation")
-            axis.legend(fontsize=7)
-        axis.set_title(name, fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.locator_params(nbins=5)  # ticks take most of the time
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    figure.subplots_adjust(0.65 / width, 0.3 / height, 1 - 0.1 / width, 1 - 0.3 / height, wspace=0.35, hspace=0.4)
-    figure.savefig(folder / "curves.png", dpi=120)
-    figure.savefig(folder / "curves.svg")
-    plt.close(figure)
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the result."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -90,11 +54,9 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor and accelerator, without anything that names the host."""
-    cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+    found = cpuinfo.exists() and re.search(r"model name\s*:\s*(.*\S)", cpuinfo.read_text())
+    cpu = found[1] if found else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"system": platform.system(), "cpu": cpu, "threads": torch.get_num_threads(), "gpus": gpus}
 

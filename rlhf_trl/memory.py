@@ -28,12 +28,12 @@ from rlhf_trl.models import lora
 from rlhf_trl.ppo import value_model_of
 from rlhf_trl.rewards import StandardisedHead
 
-# On a CPU, glibc keeps tensors below this size (bytes) in its heap and hardly uses again what they leave there: they
-# take so many times what is alive (measured). Recipes stop that with gradient checkpointing, in which it is worse.
+# On a CPU, glibc keeps tensors below HEAP_TENSOR bytes in its heap and hardly uses again what they leave there, so that
+# they take HEAP times what is alive (measured). With gradient checkpointing, where it is worse, recipes prevent it.
 HEAP_TENSOR, HEAP = 32 * 2**20, 1.8
 
 
-class Estimate(NamedTuple):
+class MemoryNeed(NamedTuple):
     """What one process of a recipe needs, in bytes, and the parameters of all its models."""
 
     parameters: int
@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 def estimate(
     recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments, longest: int, process: int
-) -> Estimate:
+) -> MemoryNeed:
     """The peak of a recipe's memory.
 
     Args:
@@ -72,7 +72,7 @@ def estimate(
         # At the end there is the merged model, unquantized and alone
         activations = max(activations, saved - gradients - moments)
     count = sum(p.numel() for p in parameters)
-    return Estimate(count, trainable, process, weights, gradients, moments, activations)
+    return MemoryNeed(count, trainable, process, weights, gradients, moments, activations)
 
 
 def build(recipe: str, config: PreTrainedConfig, model: ModelConfig, args: TrainingArguments) -> dict[str, nn.Module]:

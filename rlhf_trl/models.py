@@ -34,12 +34,8 @@ KINDS = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClass
 
 def load_options(model: ModelConfig) -> dict:
     """How a config wants models loaded: dtype, attention, quantization and trust, as `from_pretrained` takes them."""
-    options = {
-        "dtype": model.dtype,
-        "attn_implementation": model.attn_implementation,
-        "quantization_config": get_quantization_config(model),
-        "trust_remote_code": model.trust_remote_code,
-    }
+    options = {name: getattr(model, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
+    options["quantization_config"] = get_quantization_config(model)
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -81,7 +77,7 @@ def load(
                 raise UserError(f"the adapter {adapter} does not fit {name}; name the model it was made on") from error
         if merge or adapter != source:
             model = model.merge_and_unload().requires_grad_(True)  # peft froze it
-            model.name_or_path = model.config._name_or_path = adapter  # what the next adapter says it stands on
+            model.name_or_path = model.config._name_or_path = adapter  # which an adapter on it records as its base
     return model
 
 
@@ -94,7 +90,7 @@ def _load_whole(name: str, task_type: str, new_head: bool, **options) -> PreTrai
         raise UserError(f"{name} holds a reward model, which cannot write; name a language model")
     body = f"{model.base_model_prefix}."
     missing = [part for part in read["missing_keys"] if part.startswith(body) or not new_head]
-    if missing:  # which would be random
+    if missing:  # they would be random
         raise UserError(f"{name} lacks the weights {min(missing)}; it is another kind of model, or damaged")
     return model
 
@@ -125,17 +121,17 @@ def load_start(model: ModelConfig, task_type: str, frame: Frame) -> PreTrainedMo
         UserError: it has no part of a name in `lora_modules_to_save` or `lora_target_parameters`.
     """
     source = model.model_name_or_path
-    if Path(source).is_dir():  # adapters name it, and are loaded from anywhere
+    if Path(source).is_dir():  # adapters record it, and are loaded from other folders
         source = os.path.abspath(source)
     options = load_options(model) | {"revision": model.model_revision, "new_head": task_type == "SEQ_CLS"}
     start = load(source, task_type, frame.tokenizer, **options)
     named = {"lora_modules_to_save": start.named_modules(), "lora_target_parameters": start.named_parameters()}
-    for option, parts in named.items():  # which peft leaves out in silence
+    for option, parts in named.items():  # peft skips names that it does not find
         there = [f".{name}" for name, _ in parts]
         for name in getattr(model, option) or ():
             if not any(part.endswith(f".{name}") for part in there):
                 raise UserError(f"{option}: {source} has no {name}; leave it out, or name a part that it has")
-    return align(start, frame)
+    return align_special_tokens(start, frame)
 
 
 @work
@@ -143,23 +139,24 @@ def load_merged(folder: Path, task_type: str, frame: Frame, model: ModelConfig) 
     """A trained model; an adapter is merged into the weights that it was trained on, unquantized, because merging
     into 4-bit weights would round it away. `task_type` is `CAUSAL_LM` or `SEQ_CLS`."""
     options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code}
-    with whole_weights():
-        return align(load(str(folder), task_type, frame.tokenizer, **options), frame)
+    with without_zero3_sharding():
+        return align_special_tokens(load(str(folder), task_type, frame.tokenizer, **options), frame)
 
 
 def load_stacked(folder: Path, frame: Frame, model: ModelConfig) -> PreTrainedModel | None:
-    """A trained policy in whole, if it is an adapter on an adapter, which peft alone could not load; else None."""
+    """A trained policy merged into one model, if it is an adapter on an adapter: peft alone cannot load that. Else
+    None."""
     return load_merged(folder, "CAUSAL_LM", frame, model) if len(lineage(str(folder))) > 2 else None
 
 
-def align(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
+def align_special_tokens(model: PreTrainedModel, frame: Frame) -> PreTrainedModel:
     """Give a model the pad token, the ends and the vocabulary of the frame that it is to read and write in."""
     _make_room(model, frame.tokenizer)
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = frame.tokenizer.pad_token_id
         config.eos_token_id = frame.end[-1]
     model.generation_config = frame.generation_config()
-    return keep_gradients(model)
+    return disable_bnb_weight_packing(model)
 
 
 def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
@@ -173,14 +170,11 @@ def lora(model: ModelConfig, task_type: str) -> LoraConfig | None:
     return peft_config
 
 
-def inject_lora(model: PreTrainedModel, peft_config: LoraConfig) -> PreTrainedModel:
-    """Put trainable LoRA layers into `model` and freeze the rest, keeping the model's own class."""
-    return get_peft_model(model, peft_config).get_base_model()
+def disable_bnb_weight_packing(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep bitsandbytes from packing 4-bit weights for a CPU with AVX512-BF16 when they are first used in eval mode.
 
-
-def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
-    """Stop bitsandbytes from repacking 4-bit weights when they are first used in eval mode on a CPU with AVX512-BF16:
-    packed ones pass no gradients on, to an adapter that is trained after sampling, or that shares them."""
+    No gradient passes through packed weights, and an adapter may be trained on them after that.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -188,9 +182,9 @@ def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
-    """For loading a model that the trainer does not get: under DeepSpeed's ZeRO-3, transformers would leave each
-    process a share of any model's weights."""
+def without_zero3_sharding() -> Iterator[None]:
+    """Load models whole under DeepSpeed's ZeRO-3. transformers would leave each process a share of the weights, with
+    which only the trainer can do anything."""
     config = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:

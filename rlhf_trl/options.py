@@ -18,434 +18,228 @@ DEFAULTS = {
 }
 
 SFT, REWARD, PPO, GRPO, DPO = "sft", "reward", "ppo", "grpo", "dpo"
-ALL, OFFLINE, ONLINE, NOT_PPO = {SFT, REWARD, PPO, GRPO, DPO}, {SFT, REWARD, DPO}, {PPO, GRPO}, {SFT, REWARD, GRPO, DPO}
+ALL, OFFLINE, ONLINE = {SFT, REWARD, PPO, GRPO, DPO}, {SFT, REWARD, DPO}, {PPO, GRPO}
+NOT_PPO = ALL - {PPO}
 
-Condition = Callable[[Any, dict[str, Any]], bool]  # of an option's value and of all options
+# Options whose default is refused, too, where somebody names it: recipes do otherwise
+NOT_THE_DEFAULT = ("max_length", "logging_steps")
+
+Condition = Callable[[Any, dict[str, Any], set[str]], bool]  # of a value, of all options, of the names of those given
 
 
 class Refusal(NamedTuple):
     """Options that would be accepted and do nothing, or harm."""
 
     recipes: set[str]
-    values: dict[str, Any]  # the options, each with a value that is refused
-    why: str
-    instead: str = "leave it out"
+    options: str  # their names
+    message: str  # why; what to do instead
     when: Condition | None = None  # None: all values but the default
 
 
 def is_in(*values: Any) -> Condition:
-    return lambda value, _: value in values
+    return lambda value, *_: value in values
 
 
 def while_not(option: str, *values: Any) -> Condition:
     """Another option has none of these values."""
-    return lambda _, options: not set(values).intersection(listed(options[option]))
+    return lambda _, options, __: set(values).isdisjoint(listed(options[option]))
 
 
 def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def only_with(recipes: set[str], options: str, other: str, *values: Any) -> Refusal:
+    """Options that do nothing until another has one of these values; they may stay where it is switched off by name."""
+
+    def idle(_: Any, given: dict[str, Any], named: set[str]) -> bool:
+        switched_off = other in named and given[other] in (False, "no")
+        return not switched_off and set(values).isdisjoint(listed(given[other]))
+
+    return Refusal(recipes, options, f"{other} is not {str(values[0]).lower()}; set that, or leave it out", idle)
+
+
+def one_of(recipes: set[str], option: str, values: str) -> Refusal:
+    """Any other value TRL would find out in training."""
+    known = values.split()
+    message = f"TRL knows no such value; choose of {', '.join(known)}"
+    return Refusal(recipes, option, message, lambda value, *_: not set(known).issuperset(listed(value)))
+
+
+def needs_package(options: str, package: str, remedy: str) -> Refusal:
+    """Packages that are not among our own dependencies, or not to be had everywhere."""
+    message = f"it needs {package}, which is not installed; {remedy}, or leave it out"
+    return Refusal(ALL, options, message, lambda value, *_: value and find_spec(package) is None)
+
+
 PPO_IGNORES = "TRL's PPOTrainer does not read it"
+RESAMPLED = (
+    "samples would come from another distribution than the one whose log-probabilities are trained; leave it out"
+)
 SAMPLERS = {"top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "do_sample", "num_beams", "temperature"}
-WATCHING = ("reduce_lr_on_plateau", "greedy")  # learning rates that depend on an evaluation
 
-REFUSED = [
+# Where an option stands in several rows, the first that applies is said
+# fmt: off
+REFUSED = [Refusal(*row) for row in [
+    needs_package("load_in_4bit load_in_8bit", "bitsandbytes", "pip install bitsandbytes"),
+    needs_package("use_vllm", "vllm", "pip install '.[vllm]'"),
+    needs_package("use_liger_kernel", "liger_kernel", "pip install liger-kernel"),
+
     # Rows, their tokens and their order
-    Refusal(
-        OFFLINE,
-        {"max_length": 99, "truncation_mode": "keep_end"},
-        "prompts and replies are never cut",
-        "set max_prompt_tokens and max_completion_tokens",
-    ),
-    Refusal(
-        ALL,
-        {"dataset_text_field": "prompt", "dataset_kwargs": {"skip_prepare_dataset": True}, "dataset_num_proc": 2}
-        | {"remove_unused_columns": None, "label_names": ["ids"], "length_column_name": "size"},
-        "rows are tokenized once for all recipes, and trainers get their ids",
-    ),
-    Refusal(
-        {SFT, DPO},
-        {"packing": True, "packing_strategy": "wrapped", "padding_free": True, "eval_packing": True},
-        "batches are of like length, which saves as much",
-    ),
-    Refusal({SFT}, {"completion_only_loss": False, "assistant_only_loss": True}, "the loss is on completions only"),
-    Refusal(
-        {GRPO},
-        {"chat_template_kwargs": {"enable_thinking": True}},
-        "the chat template is read with its defaults",
-        "set chat_template_path for SFT",
-    ),
-    Refusal(
-        {PPO},
-        {"stop_token": None, "stop_token_id": 5},
-        "a reply ends where the chat template says",
-        "leave it out, or set eos_token when SFT trains",
-    ),
-    Refusal(ALL, {"data_seed": 1}, "one seed decides all of a run", "set seed"),
-    Refusal({SFT, GRPO}, {"shuffle_dataset": None}, "rows are shuffled by seed", "set train_sampling_strategy"),
-    Refusal(
-        ALL,
-        {"train_sampling_strategy": "batch_rebalance"},
-        "trainers drop the lengths that it needs",
-        "set group_by_length or random",
-        is_in("batch_rebalance"),
-    ),
-    Refusal(
-        ONLINE,
-        {"train_sampling_strategy": "sequential"},
-        "prompts are shuffled by seed",
-        "set group_by_length or random",
-        is_in("sequential"),
-    ),
-    Refusal(
-        {SFT},
-        {"use_liger_kernel": True},
-        "TRL then drops the lengths that group_by_length needs",
-        "set train_sampling_strategy: random",
-        while_not("train_sampling_strategy", "random", "sequential"),
-    ),
-    Refusal(
-        ALL,
-        {"auto_find_batch_size": True},
-        "the size of a batch decides the result",
-        "lower per_device_train_batch_size and raise gradient_accumulation_steps",
-    ),
-    Refusal(
-        ALL,
-        {"per_device_train_batch_size": 0, "gradient_accumulation_steps": 0, "per_device_eval_batch_size": 0},
-        "there is no batch of that size",
-        "it must be at least 1",
-        lambda value, _: value < 1,
-    ),
-    Refusal(ONLINE, {"dataloader_drop_last": True}, "batches are always whole"),
-    Refusal(ONLINE, {"accelerator_config": {"split_batches": True}}, "processes share a batch out by whole groups"),
+    (OFFLINE, "max_length truncation_mode",
+     "prompts and replies are never cut; set max_prompt_tokens and max_completion_tokens"),
+    (ALL, "dataset_text_field dataset_kwargs dataset_num_proc remove_unused_columns label_names length_column_name",
+     "rows are tokenized once for all recipes, and trainers get their ids; leave it out"),
+    ({SFT, DPO}, "packing packing_strategy padding_free eval_packing",
+     "batches are of like length, which saves as much; leave it out"),
+    ({SFT}, "completion_only_loss assistant_only_loss", "the loss is on completions only; leave it out"),
+    ({GRPO}, "chat_template_kwargs", "the chat template is read with its defaults; set chat_template_path for SFT"),
+    ({PPO}, "stop_token stop_token_id",
+     "a reply ends where the chat template says; leave it out, or set eos_token when SFT trains"),
+    (ALL, "data_seed", "one seed decides all of a run; set seed"),
+    ({SFT, GRPO}, "shuffle_dataset", "rows are shuffled by seed; set train_sampling_strategy"),
+    (ALL, "train_sampling_strategy", "trainers drop the lengths that it needs; set group_by_length or random",
+     is_in("batch_rebalance")),
+    (ONLINE, "train_sampling_strategy", "prompts are shuffled by seed; set group_by_length or random",
+     is_in("sequential")),
+    ({SFT}, "use_liger_kernel",
+     "TRL then drops the lengths that group_by_length needs; set train_sampling_strategy: random",
+     while_not("train_sampling_strategy", "random", "sequential")),
+    (ALL, "auto_find_batch_size", "the size of a batch decides the result; "
+     "lower per_device_train_batch_size and raise gradient_accumulation_steps"),
+    (ALL, "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size",
+     "there is no batch of that size; it must be at least 1", lambda value, *_: value < 1),
+    (ONLINE, "dataloader_drop_last", "batches are always whole; leave it out"),
+    (ONLINE, "accelerator_config", "processes share a batch out by whole groups; leave it out"),
+
     # Models
-    Refusal(
-        ALL,
-        {"model_init_kwargs": {"dtype": "bfloat16"}, "sft_model_path": "m"},
-        "recipes load the models",
-        "set model_name_or_path, model_revision, dtype and attn_implementation",
-    ),
-    Refusal(
-        ALL,
-        {"model_revision": "v9"},
-        "the model is a folder, which has one revision",
-        when=lambda _, options: Path(options["model_name_or_path"] or "nothing").is_dir(),
-    ),
-    Refusal(
-        ALL,
-        {"load_in_4bit": True, "load_in_8bit": True},
-        "a quantized model cannot be trained itself",
-        "set use_peft: true to train LoRA adapters on it",
-        while_not("use_peft", True),
-    ),
-    Refusal(
-        ALL,
-        {"load_in_4bit": True, "load_in_8bit": True},
-        "TRL trains the adapters of a quantized model in bfloat16",
-        "set dtype: bfloat16",
-        while_not("dtype", "bfloat16"),
-    ),
-    Refusal({PPO}, {"load_in_8bit": True}, "8 bits cannot be shared by value and reward model", "set load_in_4bit"),
-    Refusal(ALL, {"lora_task_type": "SEQ_CLS"}, "each recipe knows the task of its model"),
-    Refusal(
-        {REWARD, GRPO, DPO},
-        {"lora_dropout": 0.1},
-        "dropout is off",
-        "set disable_dropout: false, or lora_dropout: 0.0",
-        lambda value, options: value > 0 and options["disable_dropout"],
-    ),
-    Refusal({PPO}, {"lora_dropout": 0.1}, "TRL's PPO has no dropout", "set 0.0", lambda value, _: value > 0),
-    Refusal(
-        {PPO},
-        {"model_adapter_name": "a", "ref_adapter_name": "b"},
-        "the reference is the model that PPO starts from",
-        "set model_name_or_path",
-    ),
-    Refusal(ALL, {"use_cache": True}, "what is trained on is read whole, and sampling has its cache anyway"),
-    Refusal(
-        OFFLINE,
-        {"activation_offloading": True},
-        "there is no accelerator to take activations from",
-        when=while_not("use_cpu", False),
-    ),
-    Refusal(
-        {DPO},
-        {"use_liger_kernel": True, "sync_ref_model": True, "fsdp": "full_shard"},
-        "the reference is asked before training",
-        "set precompute_ref_log_probs: false",
-        while_not("precompute_ref_log_probs", False),
-    ),
-    Refusal(
-        NOT_PPO,
-        {"fp16": True},
-        "a CPU computes in 32 bits or in bfloat16",
-        "set bf16: true",
-        while_not("use_cpu", False),
-    ),
+    (ALL, "model_init_kwargs sft_model_path",
+     "recipes load the models; set model_name_or_path, model_revision, dtype and attn_implementation"),
+    (ALL, "model_revision", "the model is a folder, which has one revision; leave it out",
+     lambda _, options, __: Path(options["model_name_or_path"] or "nothing").is_dir()),
+    (ALL, "load_in_4bit load_in_8bit",
+     "a quantized model cannot be trained itself; set use_peft: true to train LoRA adapters on it",
+     while_not("use_peft", True)),
+    (ALL, "load_in_4bit load_in_8bit",
+     "TRL trains the adapters of a quantized model in bfloat16; set dtype: bfloat16", while_not("dtype", "bfloat16")),
+    ({PPO}, "load_in_8bit", "8 bits cannot be shared by value and reward model; set load_in_4bit"),
+    only_with(ALL, "bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage", "load_in_4bit", True),
+    (ALL, "lora_task_type", "each recipe knows the task of its model; leave it out"),
+    only_with(ALL, "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
+              "use_rslora use_dora", "use_peft", True),
+    ({REWARD, GRPO, DPO}, "lora_dropout", "dropout is off; set disable_dropout: false, or lora_dropout: 0.0",
+     lambda value, options, _: value > 0 and options["disable_dropout"]),
+    ({PPO}, "lora_dropout", "TRL's PPO has no dropout; set 0.0", lambda value, *_: value > 0),
+    ({PPO}, "model_adapter_name ref_adapter_name",
+     "the reference is the model that PPO starts from; set model_name_or_path"),
+    (ALL, "use_cache", "what is trained on is read whole, and sampling has its cache anyway; leave it out"),
+    (OFFLINE, "activation_offloading", "there is no accelerator to take activations from; leave it out",
+     while_not("use_cpu", False)),
+    ({DPO}, "use_liger_kernel sync_ref_model fsdp",
+     "the reference is asked before training; set precompute_ref_log_probs: false",
+     while_not("precompute_ref_log_probs", False)),
+    (NOT_PPO, "fp16", "a CPU computes in 32 bits or in bfloat16; set bf16: true", while_not("use_cpu", False)),
+
     # Evaluation
-    Refusal(ALL, {"do_train": True, "do_eval": True, "do_predict": True}, "recipes train", "set eval_strategy"),
-    Refusal(
-        ONLINE,
-        {"eval_strategy": "steps", "eval_steps": 5, "eval_delay": 2, "eval_on_start": True, "num_generations_eval": 2}
-        | {"per_device_eval_batch_size": 2},
-        "a method that samples has no held-out loss",
-        "leave it out; make score evaluates on held-out prompts",
-    ),
-    Refusal(ONLINE, {"lr_scheduler_type": "greedy"}, "it watches an evaluation", "set another", is_in(*WATCHING)),
-    Refusal(
-        {PPO},
-        {"num_sample_generations": 5},
-        "it would sample for held-out prompts, and there are none",
-        "leave it out; make samples has samples",
-        lambda value, _: value > 0,
-    ),
-    Refusal(
-        ALL,
-        {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "accuracy"},
-        "the last weights are published, and eval_loss is what is watched",
-        "choose the number of steps by eval_loss",
-    ),
-    Refusal(ALL, {"save_strategy": "best"}, "the last weights are published", "set steps or epoch", is_in("best")),
-    Refusal(
-        ALL,
-        {"prediction_loss_only": True, "include_for_metrics": ["loss"], "batch_eval_metrics": True}
-        | {"eval_accumulation_steps": 2, "eval_do_concat_batches": False, "eval_use_gather_object": True},
-        "an evaluation keeps nothing but losses",
-    ),
-    Refusal(ALL, {"fp16_full_eval": True, "bf16_full_eval": True}, "an evaluation computes as the training does"),
-    # Checkpoints, and what is published
-    Refusal(
-        ALL,
-        {"resume_from_checkpoint": "c"},
-        "a run finds its last checkpoint",
-        "run the same command again, and it goes on from there",
-    ),
-    Refusal(
-        ALL,
-        {"save_only_model": True, "ignore_data_skip": True, "restore_callback_states_from_checkpoint": True},
-        "a killed run could not go on as it was",
-        "leave it out; a finished run keeps only models anyway",
-    ),
-    Refusal(
-        ALL, {"enable_jit_checkpoint": True}, "it stops in the middle of a step", "lower save_steps, and kill the run"
-    ),
-    Refusal(ALL, {"save_on_each_node": True}, "a run is one folder", "set output_dir to a disk that all machines see"),
-    Refusal(
-        ALL,
-        {"push_to_hub": True, "hub_model_id": "me/it", "hub_strategy": "end", "hub_token": "t", "hub_revision": "r"}
-        | {"hub_private_repo": True, "hub_always_push": True, "log_completions_hub_repo": "me/it"},
-        "what a trainer pushes is not what a run publishes",
-        "upload the finished folder: hf upload NAME FOLDER",
-    ),
-    Refusal(ALL, {"skip_memory_metrics": False}, "its figures are logged nowhere", "see manifest.json for the memory"),
-    Refusal(ALL, {"local_rank": 1, "parallelism_config": "c"}, "the launcher says that", "set LAUNCH"),
+    (ALL, "do_train do_eval do_predict", "recipes train; set eval_strategy"),
+    (ONLINE, "eval_strategy eval_steps eval_delay eval_on_start num_generations_eval per_device_eval_batch_size",
+     "a method that samples has no held-out loss; leave it out; make score evaluates on held-out prompts"),
+    (ONLINE, "lr_scheduler_type", "it watches an evaluation; set another", is_in("reduce_lr_on_plateau", "greedy")),
+    ({PPO}, "num_sample_generations",
+     "it would sample for held-out prompts, and there are none; leave it out; make samples has samples",
+     lambda value, *_: value > 0),
+    only_with(OFFLINE, "eval_steps", "eval_strategy", "steps"),
+    only_with(OFFLINE, "eval_delay eval_on_start", "eval_strategy", "steps", "epoch"),
+    only_with({SFT, DPO}, "per_device_eval_batch_size", "eval_strategy", "steps", "epoch"),
+    (ALL, "load_best_model_at_end greater_is_better metric_for_best_model",
+     "the last weights are published, and eval_loss is what is watched; choose the number of steps by eval_loss"),
+    (ALL, "save_strategy", "the last weights are published; set steps or epoch", is_in("best")),
+    (ALL, "prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps "
+     "eval_do_concat_batches eval_use_gather_object", "an evaluation keeps nothing but losses; leave it out"),
+    (ALL, "fp16_full_eval bf16_full_eval", "an evaluation computes as the training does; leave it out"),
+
+    # Checkpoints, and what is logged and published
+    (ALL, "resume_from_checkpoint",
+     "a run finds its last checkpoint; run the same command again, and it goes on from there"),
+    (ALL, "save_only_model ignore_data_skip restore_callback_states_from_checkpoint",
+     "a killed run could not go on as it was; leave it out; a finished run keeps only models anyway"),
+    (ALL, "enable_jit_checkpoint", "it stops in the middle of a step; lower save_steps, and kill the run"),
+    (ALL, "save_on_each_node", "a run is one folder; set output_dir to a disk that all machines see"),
+    (ALL, "push_to_hub hub_model_id hub_strategy hub_token hub_revision hub_private_repo hub_always_push "
+     "log_completions_hub_repo",
+     "what a trainer pushes is not what a run publishes; upload the finished folder: hf upload NAME FOLDER"),
+    (ALL, "skip_memory_metrics", "its figures are logged nowhere; see manifest.json for the memory"),
+    (ALL, "local_rank parallelism_config", "the launcher says that; set LAUNCH"),
+    only_with(ALL, "project trackio_space_id trackio_bucket_id trackio_static_space_id", "report_to", "trackio", "all"),
+
     # Losses
-    Refusal(
-        NOT_PPO - {SFT},
-        {"label_smoothing_factor": 0.1, "average_tokens_across_devices": False},
-        "the loss is not that of labels",
-        "leave it out; DPO has label_smoothing",
-    ),
-    Refusal({GRPO}, {"include_num_input_tokens_seen": True}, "TRL cannot count them here", "see num_tokens"),
-    Refusal({GRPO}, {"neftune_noise_alpha": 5.0}, "replies would be sampled with that noise"),
-    Refusal(
-        ALL,
-        {"warmup_steps": 5},
-        "the learning rate is constant",
-        "set lr_scheduler_type: constant_with_warmup",
-        lambda _, options: options["lr_scheduler_type"] == "constant",
-    ),
-    Refusal(
-        ALL,
-        {"optim_args": "eps=1e-3"},
-        "the optimizer does not read it",
-        "set adam_beta1, adam_beta2, adam_epsilon and weight_decay",
-        lambda _, options: options["optim"] in ("adamw_torch", "adamw_torch_fused", "adafactor"),
-    ),
-    Refusal(
-        ALL,
-        {"optim_target_modules": ["q_proj"]},
-        "the optimizer takes all parameters",
-        "set optim to one of galore's or apollo's",
-        lambda _, options: not options["optim"].startswith(("galore", "apollo")),
-    ),
+    ({REWARD, GRPO, DPO}, "label_smoothing_factor average_tokens_across_devices",
+     "the loss is not that of labels; leave it out; DPO has label_smoothing"),
+    ({GRPO}, "include_num_input_tokens_seen", "TRL cannot count them here; see num_tokens"),
+    ({GRPO}, "neftune_noise_alpha", "replies would be sampled with that noise; leave it out"),
+    (ALL, "warmup_steps", "the learning rate is constant; set lr_scheduler_type: constant_with_warmup",
+     lambda _, options, __: options["lr_scheduler_type"] == "constant"),
+    (ALL, "optim_args",
+     "the optimizer does not read it; set adam_beta1, adam_beta2, adam_epsilon and weight_decay",
+     lambda _, options, __: options["optim"] in ("adamw_torch", "adamw_torch_fused", "adafactor")),
+    (ALL, "optim_target_modules", "the optimizer takes all parameters; set optim to one of galore's or apollo's",
+     lambda _, options, __: not options["optim"].startswith(("galore", "apollo"))),
+    only_with({SFT}, "label_smoothing_factor", "loss_type", "nll"),
+    only_with({DPO}, "label_smoothing", "loss_type", "exo_pair", "robust", "aot", "aot_unpaired"),
+    only_with({DPO}, "discopop_tau", "loss_type", "discopop"),
+    only_with({DPO}, "f_alpha_divergence_coef", "f_divergence_type", "alpha_divergence"),
+    only_with({GRPO, DPO}, "ref_model_mixup_alpha ref_model_sync_steps", "sync_ref_model", True),
+    only_with({GRPO}, "sapo_temperature_neg sapo_temperature_pos", "loss_type", "sapo"),
+    only_with({GRPO}, "vespo_k_pos vespo_k_neg vespo_lambda_pos vespo_lambda_neg", "loss_type", "vespo"),
+    only_with({GRPO}, "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target",
+              "use_adaptive_entropy", True),
+    one_of({DPO}, "loss_type", "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired "
+           "apo_zero apo_down discopop sft sigmoid_norm"),
+    one_of({DPO}, "f_divergence_type", "reverse_kl forward_kl js_divergence alpha_divergence"),
+    one_of({GRPO}, "loss_type", "grpo dapo dr_grpo bnpo cispo sapo luspo vespo"),
+    one_of({GRPO}, "importance_sampling_level", "token sequence"),
+    one_of({GRPO}, "scale_rewards", "group batch none"),
+
     # Sampling
-    Refusal(
-        ONLINE,
-        {"temperature": 0},
-        "what is learned from must be sampled",
-        "temperature must be above 0",
-        lambda value, _: value <= 0,
-    ),
-    Refusal(
-        {GRPO},
-        {"top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1},
-        "samples would come from another distribution than the one whose log-probabilities are trained",
-    ),
-    Refusal(
-        {GRPO},
-        {"generation_kwargs": {"top_p": 0.9}},
-        "samples would come from another distribution than the one whose log-probabilities are trained",
-        when=lambda value, _: any(f'"{name}"' in value for name in SAMPLERS),
-    ),
-    Refusal(
-        {GRPO},
-        {"use_transformers_continuous_batching": True, "use_transformers_paged": True}
-        | {"transformers_continuous_batching_config": {"max_memory_percent": 0.4}},
-        "TRL casts the trained weights to 16 bits for it",
-        "set use_vllm: true to sample faster",
-    ),
-    Refusal(
-        {GRPO},
-        {
-            "multi_objective_aggregation": "normalize_then_sum",
-            "max_tool_calling_iterations": 2,
-            "log_multimodal": False,
-        },
-        "there is one reward, and there are no tools and images",
-    ),
+    (ONLINE, "temperature", "what is learned from must be sampled; temperature must be above 0",
+     lambda value, *_: value <= 0),
+    ({GRPO}, "top_p top_k min_p repetition_penalty", RESAMPLED),
+    ({GRPO}, "generation_kwargs", RESAMPLED, lambda value, *_: any(f'"{name}"' in value for name in SAMPLERS)),
+    ({GRPO}, "use_transformers_continuous_batching use_transformers_paged transformers_continuous_batching_config",
+     "TRL casts the trained weights to 16 bits for it; set use_vllm: true to sample faster"),
+    ({GRPO}, "multi_objective_aggregation max_tool_calling_iterations log_multimodal",
+     "there is one reward, and there are no tools and images; leave it out"),
+    only_with({GRPO}, "num_completions_to_print log_unique_prompts", "log_completions", True),
+    only_with({GRPO}, "vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex "
+              "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
+              "vllm_max_model_length vllm_gpu_memory_utilization vllm_tensor_parallel_size "
+              "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
+              "vllm_importance_sampling_clip_min vllm_importance_sampling_cap", "use_vllm", True),
+    one_of({GRPO}, "vllm_importance_sampling_mode", "token_truncate token_mask sequence_truncate sequence_mask"),
+
     # PPO, whose trainer reads few of transformers' options
-    Refusal(
-        {PPO},
-        {"world_size": 2, "num_total_batches": 2, "batch_size": 2, "local_batch_size": 2, "micro_batch_size": 2}
-        | {"mini_batch_size": 2, "local_mini_batch_size": 2},
-        "TRL computes it",
-        "set per_device_train_batch_size, gradient_accumulation_steps, num_mini_batches and total_episodes",
-    ),
-    Refusal({PPO}, {"max_steps": 2}, "PPO counts episodes", "set total_episodes"),
-    Refusal({PPO}, {"bf16": True}, PPO_IGNORES, "set dtype: bfloat16"),
-    Refusal({PPO}, {"fp16": True}, PPO_IGNORES, "set dtype: float16"),
-    Refusal(
-        {PPO},
-        {
-            "deepspeed": "z.json",
-            "fsdp": "full_shard",
-            "fsdp_config": {"version": 2},
-            "ds3_gather_for_generation": False,
-        },
-        "PPO does not work with DeepSpeed and FSDP",
-        "set LAUNCH=ddp",
-    ),
-    Refusal(
-        {PPO},
-        {"logging_steps": 5, "logging_strategy": "no"},
-        "TRL's PPO logs every batch",
-        when=lambda value, _: value not in (1, "steps"),
-    ),
-    Refusal({PPO}, {"save_strategy": "epoch"}, "PPO counts no epochs", "set save_steps", is_in("epoch")),
-    Refusal(
-        {PPO},
-        {"optim": "schedule_free_adamw"},
-        "TRL's PPO does not call it as it must be called",
-        "set another",
-        lambda value, _: value.startswith(("schedule_free", "lomo", "adalomo")),
-    ),
-    Refusal(
-        {PPO},
-        {"dataloader_in_order": False, "dataloader_multiprocessing_context": "fork", "dataloader_num_workers": 2}
-        | {"dataloader_persistent_workers": True, "dataloader_pin_memory": False, "dataloader_prefetch_factor": 2}
-        | {"ddp_broadcast_buffers": True, "ddp_bucket_cap_mb": 25, "ddp_find_unused_parameters": True}
-        | {"ddp_static_graph": True, "debug": "underflow_overflow", "full_determinism": True}
-        | {"gradient_checkpointing_kwargs": {"use_reentrant": True}, "log_level": "debug", "log_level_replica": "debug"}
-        | {"activation_checkpointing_kwargs": {"use_reentrant": True}, "log_on_each_node": False}
-        | {"logging_nan_inf_filter": False, "neftune_noise_alpha": 5.0, "torch_compile": True}
-        | {"torch_compile_backend": "eager", "torch_compile_mode": "default", "torch_empty_cache_steps": 5}
-        | {"use_liger_kernel": True, "label_smoothing_factor": 0.1}
-        | {"average_tokens_across_devices": False, "include_num_input_tokens_seen": True},
-        PPO_IGNORES,
-    ),
-]
-
-# Options that do nothing until another has one of these values; they may stay where that one is switched off by name
-NEEDED = [
-    (
-        ALL,
-        {"lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
-        | {"lora_target_parameters": ["w"], "lora_modules_to_save": ["lm_head"], "use_rslora": True, "use_dora": True},
-        "use_peft",
-        (True,),
-    ),
-    (
-        ALL,
-        {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True, "bnb_4bit_quant_storage": "uint8"},
-        "load_in_4bit",
-        (True,),
-    ),
-    (OFFLINE, {"eval_steps": 5}, "eval_strategy", ("steps",)),
-    (OFFLINE, {"eval_delay": 2, "eval_on_start": True}, "eval_strategy", ("steps", "epoch")),
-    ({SFT, DPO}, {"per_device_eval_batch_size": 2}, "eval_strategy", ("steps", "epoch")),
-    (
-        ALL,
-        {"project": "p", "trackio_space_id": "me/s", "trackio_bucket_id": "me/b", "trackio_static_space_id": "me/s"},
-        "report_to",
-        ("trackio", "all"),
-    ),
-    ({SFT}, {"label_smoothing_factor": 0.1}, "loss_type", ("nll",)),
-    ({DPO}, {"label_smoothing": 0.1}, "loss_type", ("exo_pair", "robust", "aot", "aot_unpaired")),
-    ({DPO}, {"discopop_tau": 0.1}, "loss_type", ("discopop",)),
-    ({DPO}, {"f_alpha_divergence_coef": 0.1}, "f_divergence_type", ("alpha_divergence",)),
-    ({GRPO, DPO}, {"ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 5}, "sync_ref_model", (True,)),
-    ({GRPO}, {"sapo_temperature_neg": 1.0, "sapo_temperature_pos": 2.0}, "loss_type", ("sapo",)),
-    (
-        {GRPO},
-        {"vespo_k_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_pos": 1.0, "vespo_lambda_neg": 1.0},
-        "loss_type",
-        ("vespo",),
-    ),
-    (
-        {GRPO},
-        {"entropy_coef_min": 0.1, "entropy_coef_max": 0.5, "entropy_coef_delta": 0.1, "entropy_target": 0.1},
-        "use_adaptive_entropy",
-        (True,),
-    ),
-    ({GRPO}, {"num_completions_to_print": 2, "log_unique_prompts": True}, "log_completions", (True,)),
-    (
-        {GRPO},
-        {"vllm_mode": "server", "vllm_model_impl": "transformers", "vllm_enable_sleep_mode": True}
-        | {"vllm_structured_outputs_regex": ".*", "vllm_server_base_url": "http://h", "vllm_server_host": "h"}
-        | {"vllm_server_port": 1, "vllm_server_timeout": 1.0, "vllm_group_port": 1, "vllm_max_model_length": 99}
-        | {"vllm_gpu_memory_utilization": 0.5, "vllm_tensor_parallel_size": 2}
-        | {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_mode": "token_mask"}
-        | {"vllm_importance_sampling_clip_max": 2.0, "vllm_importance_sampling_clip_min": 0.1}
-        | {"vllm_importance_sampling_cap": 2.0},
-        "use_vllm",
-        (True,),
-    ),
-]
-
-# Values of which TRL would find out in training that it has no others
-KNOWN = [
-    ({GRPO}, "loss_type", ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
-    ({GRPO}, "importance_sampling_level", ("token", "sequence")),
-    ({GRPO}, "scale_rewards", ("group", "batch", "none")),
-    (
-        {GRPO},
-        "vllm_importance_sampling_mode",
-        ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-    ),
-    (
-        {DPO},
-        "loss_type",
-        (
-            *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
-            *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
-        ),
-    ),
-    ({DPO}, "f_divergence_type", ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")),
-]
-
-# Options whose default would be refused, too: recipes do otherwise
-NOT_THE_DEFAULT = ("max_length", "logging_steps")
-
-# Options that need a package which is not among our own dependencies or not to be had everywhere: module, what to do
-PACKAGES = {
-    "load_in_4bit": ("bitsandbytes", "pip install bitsandbytes"),
-    "load_in_8bit": ("bitsandbytes", "pip install bitsandbytes"),
-    "use_vllm": ("vllm", "pip install '.[vllm]'"),
-    "use_liger_kernel": ("liger_kernel", "pip install liger-kernel"),
-}
+    ({PPO}, "world_size num_total_batches batch_size local_batch_size micro_batch_size mini_batch_size "
+     "local_mini_batch_size", "TRL computes it; "
+     "set per_device_train_batch_size, gradient_accumulation_steps, num_mini_batches and total_episodes"),
+    ({PPO}, "max_steps", "PPO counts episodes; set total_episodes"),
+    ({PPO}, "bf16", f"{PPO_IGNORES}; set dtype: bfloat16"),
+    ({PPO}, "fp16", f"{PPO_IGNORES}; set dtype: float16"),
+    ({PPO}, "deepspeed fsdp fsdp_config ds3_gather_for_generation",
+     "PPO does not work with DeepSpeed and FSDP; set LAUNCH=ddp"),
+    ({PPO}, "logging_steps logging_strategy", "TRL's PPO logs every batch; leave it out",
+     lambda value, *_: value not in (1, "steps")),
+    ({PPO}, "save_strategy", "PPO counts no epochs; set save_steps", is_in("epoch")),
+    ({PPO}, "optim", "TRL's PPO does not call it as it must be called; set another",
+     lambda value, *_: value.startswith(("schedule_free", "lomo", "adalomo"))),
+    ({PPO}, "dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers "
+     "dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_broadcast_buffers "
+     "ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph debug full_determinism "
+     "gradient_checkpointing_kwargs activation_checkpointing_kwargs log_level log_level_replica log_on_each_node "
+     "logging_nan_inf_filter neftune_noise_alpha torch_compile torch_compile_backend torch_compile_mode "
+     "torch_empty_cache_steps use_liger_kernel label_smoothing_factor average_tokens_across_devices "
+     "include_num_input_tokens_seen", f"{PPO_IGNORES}; leave it out"),
+]]
+# fmt: on
 
 
 def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], named: set[str]) -> Iterator[str]:
@@ -456,25 +250,9 @@ def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], nam
         defaults: the values that they have where nothing is said of them.
         named: those of which something is said.
     """
-    given = {
-        name: value
-        for name, value in options.items()
-        if value != defaults[name] or (name in NOT_THE_DEFAULT and name in named)
-    }
-    for name, (package, remedy) in PACKAGES.items():
-        if given.get(name) and find_spec(package) is None:
-            yield f"{name} needs {package}, which is not installed; {remedy}, or unset it"
-    for recipes, values, why, instead, when in REFUSED:
-        for name in values:
-            if recipe in recipes and name in given and (when is None or when(given[name], options)):
-                value = f": {given[name]}" if when else ""
-                yield f"{name}{value} has no place here: {why}; {instead}"
-    for recipes, values, needed, wanted in NEEDED:
-        if recipe in recipes and not set(wanted).intersection(listed(options[needed])):
-            wish = f"{needed} is not {str(wanted[0]).lower()}; set that, or leave it out"
-            for name in values:
-                if name in given and not (needed in named and options[needed] in (False, "no")):
-                    yield f"{name} has no place here: {wish}"
-    for recipes, name, known in KNOWN:
-        if recipe in recipes and not set(known).issuperset(listed(options[name])):
-            yield f"{name}: {options[name]} has no place here: TRL knows no such value; choose of {', '.join(known)}"
+    for recipes, names, message, when in REFUSED:
+        for name in names.split() if recipe in recipes else ():
+            value = options.get(name)
+            given = name in options and (value != defaults[name] or (name in NOT_THE_DEFAULT and name in named))
+            if given and (when is None or when(value, options, named)):
+                yield f"{name}{f': {value}' if when else ''} has no place here: {message}"

@@ -18,7 +18,6 @@ from trl.experimental.ppo.ppo_trainer import OnlineTrainerState, first_true_indi
 from rlhf_trl.batching import seeded_order
 from rlhf_trl.errors import UserError
 from rlhf_trl.frames import Frame
-from rlhf_trl.models import inject_lora
 from rlhf_trl.rewards import Reward
 
 VALUE_MODEL = "value_model.pt"  # in a checkpoint
@@ -223,7 +222,8 @@ def value_model_of(reward_model: PreTrainedModel, peft_config: LoraConfig | None
     if peft_config is None:
         return copy.deepcopy(reward_model)
     tensors = itertools.chain(reward_model.parameters(), reward_model.buffers())
-    return inject_lora(copy.deepcopy(reward_model, {id(tensor): tensor for tensor in tensors}), peft_config)
+    sharing = copy.deepcopy(reward_model, {id(tensor): tensor for tensor in tensors})
+    return get_peft_model(sharing, peft_config).get_base_model()
 
 
 def _configure_checkpointing(args: PPOConfig, *models) -> None:

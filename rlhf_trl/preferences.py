@@ -24,16 +24,12 @@ from rlhf_trl import sources
 from rlhf_trl.config import COLUMNS, ROW, DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import file_hash
-from rlhf_trl.frames import REPLY, TURN, messages
+from rlhf_trl.frames import REPLY, TURN, RowError, messages
 from rlhf_trl.sources import OPTIONS, SURROGATE, DataFile, find_files, read_records
 
 FEATURES = Features({name: Value("string") for name in (*ROW, "subset", "file", "key", "dropped")})
 SPEAKERS = {"system": "System", "user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 NEITHER = "chosen and rejected (and prompt) are neither texts nor lists of messages {'role': ..., 'content': ...}"
-
-
-class _NoRow(ValueError):
-    """Why a row is left out; the message is the reason that it is counted by."""
 
 
 def load_pairs(config: DataConfig, split: str) -> Dataset:
@@ -84,9 +80,9 @@ def _read_files(files: tuple[DataFile, ...], columns: tuple[str, ...]) -> Iterat
                 sides = json.dumps([row["chosen"].strip(), row["rejected"].strip()])
                 pair = row["key"] + hashlib.sha256(sides.encode()).hexdigest()
                 if pair in seen:
-                    raise _NoRow("pair repeated")
+                    raise RowError("pair repeated")
                 seen.add(pair)
-            except _NoRow as reason:
+            except RowError as reason:
                 row |= {"dropped": str(reason), "key": ""}
             except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}, {place}: no preference pair: {NEITHER}") from error
@@ -107,7 +103,7 @@ def _select(record: Any, columns: dict[str, str]) -> dict[str, Any]:
         if column not in record and (name in ("chosen", "rejected") or name in columns):
             raise ValueError(f"there is no {column} among its columns {', '.join(map(str, record))}; see columns")
     if record.get("tools"):
-        raise _NoRow("it has tools")
+        raise RowError("it has tools")
     return maybe_convert_to_chatml({name: record.get(columns.get(name, name)) for name in COLUMNS})
 
 
@@ -115,11 +111,11 @@ def _row(prompt: Any, chosen: Any, rejected: Any, system: Any) -> dict[str, str]
     """A row of any format in ours.
 
     Raises:
-        _NoRow: it cannot be used.
+        RowError: it cannot be used.
         ValueError, TypeError, KeyError, AttributeError: it is no preference pair.
     """
     if chosen is None or rejected is None:
-        raise _NoRow("a side is empty")
+        raise RowError("a side is empty")
     if isinstance(chosen, list) and isinstance(rejected, list):
         (dialogue, chosen), (other, rejected) = (_split_messages(prompt, side) for side in (chosen, rejected))
     elif not (isinstance(chosen, str) and isinstance(rejected, str)):
@@ -132,24 +128,24 @@ def _row(prompt: Any, chosen: Any, rejected: Any, system: Any) -> dict[str, str]
             replies = [side.removeprefix(dialogue) for side in (chosen, rejected)]
             chosen, rejected = (reply if reply[:1].isspace() else f" {reply}" for reply in replies)
     if SURROGATE.search(dialogue + chosen + rejected):
-        raise _NoRow("half a character")
+        raise RowError("half a character")
     if (first := TURN.search(dialogue)) and first[1] == "Assistant":
-        raise _NoRow("the assistant begins")
+        raise RowError("the assistant begins")
     if dialogue != other:
-        raise _NoRow("prompts differ")
+        raise RowError("prompts differ")
     if not (dialogue.strip() and chosen.strip() and rejected.strip()):
-        raise _NoRow("a side is empty")
+        raise RowError("a side is empty")
     if TURN.search(chosen) or TURN.search(rejected):
-        raise _NoRow("a reply holds another turn")
+        raise RowError("a reply holds another turn")
     if chosen.strip() == rejected.strip():
-        raise _NoRow("sides are equal")
+        raise RowError("sides are equal")
     if system and system.strip():
         if TURN.search(system):
-            raise _NoRow("a message holds another turn")
+            raise RowError("a message holds another turn")
         if not dialogue.endswith(REPLY):
             dialogue = f"\n\nHuman: {dialogue.strip()}{REPLY}"
         if not TURN.match(dialogue) and not dialogue.startswith(f"{system.strip()}\n\nHuman:"):
-            raise _NoRow("two system messages")
+            raise RowError("two system messages")
         dialogue = system.strip() + dialogue[TURN.search(dialogue).start() :]
     return {"prompt": dialogue, "chosen": chosen, "rejected": rejected}
 
@@ -175,9 +171,9 @@ def _read_prompt(prompt: str | list) -> str:
     if text.endswith(REPLY):
         return text
     if not TURN.match(text):
-        raise _NoRow("a message holds another turn")
+        raise RowError("a message holds another turn")
     if speakers[-1] == "Assistant":
-        raise _NoRow("the prompt ends with the assistant")
+        raise RowError("the prompt ends with the assistant")
     return text + REPLY
 
 
@@ -187,15 +183,15 @@ def _split_messages(prompt: str | list | None, side: list) -> tuple[str, str]:
     if isinstance(prompt, str):
         asked = [text for speaker, text in turns if speaker == "Human"]
         if asked and prompt.strip() not in asked:
-            raise _NoRow("prompts differ")
+            raise RowError("prompts differ")
         prompt = [] if asked else messages(_read_prompt(prompt).removesuffix(REPLY))
     before = _turns(prompt or [])
     if turns[: len(before)] != before:
         if turns and turns[0][0] != "Assistant":
-            raise _NoRow("prompts differ")
+            raise RowError("prompts differ")
         turns = before + turns
     if not turns or turns[-1][0] != "Assistant":
-        raise _NoRow("no reply of the assistant")
+        raise RowError("no reply of the assistant")
     return _write(turns[:-1]), f" {turns[-1][1]}"
 
 
@@ -204,13 +200,13 @@ def _write(turns: list[tuple[str, str]]) -> str:
     has_system = bool(turns) and turns[0][0] == "System"
     system, turns = turns[0][1] if has_system else "", turns[has_system:]
     if any(speaker == "System" for speaker, _ in turns):
-        raise _NoRow("a system message within the dialogue")
+        raise RowError("a system message within the dialogue")
     if len(turns) > 1 and turns[-1][0] == "Assistant":
-        raise _NoRow("the prompt ends with the assistant")
+        raise RowError("the prompt ends with the assistant")
     if turns and not any(text for _, text in turns):
-        raise _NoRow("a side is empty")
+        raise RowError("a side is empty")
     if any(TURN.search(text) for text in (system, *(text for _, text in turns))):
-        raise _NoRow("a message holds another turn")
+        raise RowError("a message holds another turn")
     return system + "".join(f"\n\n{speaker}: {text}" for speaker, text in turns) + REPLY
 
 
@@ -222,8 +218,8 @@ def _turns(chat: list[dict]) -> list[tuple[str, str]]:
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         texts = [part["text"] for part in parts if part["type"] == "text"]
         if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts) or message.get("tool_calls"):
-            raise _NoRow("a message is no text")
+            raise RowError("a message is no text")
         if message["role"] not in SPEAKERS:
-            raise _NoRow(f"a message of role {message['role']!a}")
+            raise RowError(f"a message of role {message['role']!a}")
         turns.append((SPEAKERS[message["role"]], "".join(texts).strip()))
     return turns

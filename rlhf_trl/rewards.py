@@ -12,13 +12,15 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from trl.trainer.utils import pad
 
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError, check_folder, work
-from rlhf_trl.frames import PAD, Frame, load_frame, set_pad
-from rlhf_trl.hub import check_source, check_weights, lineage
-from rlhf_trl.models import align, device, load, positions, whole_weights
+from rlhf_trl.frame_loading import PAD, load_frame, set_pad
+from rlhf_trl.frames import Frame
+from rlhf_trl.hub import check_source, check_weights, is_adapter, lineage
+from rlhf_trl.models import align_special_tokens, device, load, positions, without_zero3_sharding
 from rlhf_trl.tokens import build_dataset
 
 # Validation pairs that the scale of a reward model is measured on; of fewer, an sd says little (of 16, +- 35%)
@@ -76,7 +78,7 @@ def check_reward_model(source: str, trust_remote_code: bool = False) -> None:
     except UserError as error:
         raise UserError(f"{error}, with 'make reward'") from error
     check_source(source, "reward_model")
-    if len(lineage(source)) > 1:
+    if is_adapter(source):
         if PeftConfig.from_pretrained(source).task_type != "SEQ_CLS":
             raise UserError(f"{source} holds no reward model but an adapter of another kind; name another")
     else:
@@ -94,7 +96,7 @@ def recorded_scale(source: str, trust_remote_code: bool = False) -> tuple[float,
     Raises:
         UserError: they are no scale.
     """
-    if len(lineage(source)) > 1:
+    if is_adapter(source):
         return None
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if not hasattr(config, "reward_std"):
@@ -114,8 +116,7 @@ def check_fit(frame: Frame, other: Frame, source: str) -> None:
     Raises:
         UserError: vocabulary or frame of the two differ.
     """
-    difference = frame.differs_from(other)
-    if difference:
+    if difference := frame.differs_from(other):
         raise UserError(
             f"the reward model {source} has another {difference} than the policy and would read other text than was "
             "written; make one from the same SFT model with 'make reward'"
@@ -157,7 +158,7 @@ def load_reward_model(
         check_fit(frame, own, source)
     elif own.tokenizer.pad_token_id is None or own.tokenizer.pad_token_id in own.ends:
         set_pad(own, source, PAD)
-    model = align(load_raw(source, own, **options), frame or own)
+    model = align_special_tokens(load_raw(source, own, **options), frame or own)
     if not hasattr(model, "score"):
         raise UserError(f"the reward model {source} has no linear head of the name score; name another reward model")
     scale = recorded_scale(source, options["trust_remote_code"])
@@ -174,8 +175,8 @@ def load_raw(source: str, frame: Frame, **load_options) -> PreTrainedModel:
         UserError: an adapter whose head has more labels than one, which its config does not tell.
     """
     try:
-        with whole_weights():
-            return align(load(source, "SEQ_CLS", frame.tokenizer, **load_options), frame).eval()
+        with without_zero3_sharding():
+            return align_special_tokens(load(source, "SEQ_CLS", frame.tokenizer, **load_options), frame).eval()
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
@@ -246,8 +247,7 @@ def score(
     scores = torch.empty(len(sequences))
     for batch in batches([len(ids) for ids in sequences], batch_size, progress, model.device):
         tensors = [torch.tensor(sequences[i]) for i in batch]
-        ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=model.config.pad_token_id)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tensors], batch_first=True)
+        ids, mask = pad(tensors, model.config.pad_token_id), pad([torch.ones_like(row) for row in tensors])
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         scores[batch] = logits.squeeze(-1).float().cpu()
     return scores

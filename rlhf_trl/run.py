@@ -21,10 +21,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from rlhf_trl.cli import resume_garbage_collection
+from rlhf_trl.curves import plot_curves
 from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import checkpoints, read_json, step_of, weights_hash, write_json
-from rlhf_trl.frames import TODAY, TOKEN_OPTIONS, Frame
-from rlhf_trl.measure import plot_curves
+from rlhf_trl.frame_loading import TOKEN_OPTIONS
+from rlhf_trl.frames import TODAY, Frame
 from rlhf_trl.provenance import MANIFEST, NO_MATTER, Task, read_manifest
 from rlhf_trl.record import COSTS, SEALED, Recorder
 from rlhf_trl.tokens import fingerprint

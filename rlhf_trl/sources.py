@@ -44,7 +44,7 @@ def find_files(config: DataConfig, split: str) -> list[DataFile]:
         UserError: there is no data file, no split can be chosen, or two files are two forms of one.
     """
     files = all_files(config)
-    chosen = dict(zip(("train", "test"), _choose(config, {file.split for file in files}), strict=True))[split]
+    chosen = _choose(config, {file.split for file in files})[split]
     files = [file for file in files if file.split == chosen]
     forms = {}
     for _, _, path in files:
@@ -91,7 +91,7 @@ def unread_files(config: DataConfig) -> list[Path]:
     """The files that are of neither split."""
     files = all_files(config)
     chosen = _choose(config, {file.split for file in files})
-    return [file.path for file in files if file.split not in chosen]
+    return [file.path for file in files if file.split not in chosen.values()]
 
 
 def _split_name(name: str) -> str:
@@ -99,8 +99,8 @@ def _split_name(name: str) -> str:
     return PART.sub("", stem) or stem
 
 
-def _choose(config: DataConfig, names: set[str]) -> tuple[str | None, str | None]:
-    """Which of the splits of that name are `train` and `test`; None for one that is not there."""
+def _choose(config: DataConfig, names: set[str]) -> dict[str, str | None]:
+    """Which of the splits of these names are `train` and `test`; None for one that is not there."""
     for option in OPTIONS.values():
         if (wanted := getattr(config, option)) not in (None, *names):
             raise UserError(f"{config.dataset} has no split {wanted}; it has {', '.join(sorted(names))}; see {option}")
@@ -119,7 +119,7 @@ def _choose(config: DataConfig, names: set[str]) -> tuple[str | None, str | None
         test = next(found, None)
     if train == test:
         raise UserError(f"split and test_split are both {train}; name two, or leave test_split out")
-    return train, test
+    return {"train": train, "test": test}
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:

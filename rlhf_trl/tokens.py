@@ -13,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from rlhf_trl import frames, splits
+from rlhf_trl import frame_loading, frames, splits
 from rlhf_trl.config import ROW, DataConfig
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.files import file_hash
@@ -24,17 +24,15 @@ from rlhf_trl.splits import load_split
 
 TOO_LONG = ("prompt too long", "reply too long")
 UNFIT = (*TOO_LONG, *frames.REASONS)  # why a row of a split cannot be used
-IDS = List(Value("int32"))
 FEATURES = Features(
-    {
-        **{name: Value("string") for name in (*ROW, "subset", "key", "dialogue", "dropped")},
-        **{"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "length": Value("int64"), "apart": Value("bool")},
-    }
+    dict.fromkeys((*ROW, "subset", "key", "dialogue", "dropped"), Value("string"))
+    | dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), List(Value("int32")))
+    | {"length": Value("int64"), "apart": Value("bool")}
 )
 VERSIONS = [version(name) for name in ("transformers", "tokenizers")]
 FEWEST_ROWS = 4000  # that a process of its own is started for
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # several processes are faster, and may only be forked without
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # several processes are faster, and are forked only without
 
 
 def build_dataset(config: DataConfig, name: str, frame: Frame, seed: int) -> Dataset:
@@ -92,7 +90,7 @@ def tokenize_split(config: DataConfig, name: str, frame: Frame) -> tuple[Dataset
             return {column: [row[column] for row in rows] for column in FEATURES}
 
         processes = min(os.cpu_count(), len(rows) // FEWEST_ROWS)
-        code = [file_hash(Path(module.__file__)) for module in (frames, splits, sys.modules[__name__])]
+        code = [file_hash(Path(module.__file__)) for module in (frames, frame_loading, splits, sys.modules[__name__])]
         limits = config.splits, config.max_prompt_tokens, config.max_completion_tokens
         key = name, code, VERSIONS, rows._fingerprint, limits, frame.tokenizer, frame.rest, sorted(frame.ends)
         dataset = rows.map(

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_trl.batching import MOST_POSITIONS_ON_CPU, LengthGroupedSampler, batches, combined_seed, length_grouped
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 
 # As long as HH-RLHF's dialogues: 167 tokens on average, 429 at the 95th percentile
 LENGTHS = np.random.default_rng(0).lognormal(4.8, 0.8, 1003).astype(int).clip(10, 768).tolist()

@@ -12,7 +12,8 @@ from trl import ModelConfig
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import read_jsonl
-from rlhf_trl.frames import REPLY, load_frame, messages
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import REPLY, messages
 from rlhf_trl.hub import lineage
 from rlhf_trl.models import load_policy, lora
 from rlhf_trl.rewards import Reward, load_reward_model
@@ -156,7 +157,7 @@ def test_what_ppo_and_grpo_learn_from_is_its_own_format_with_a_measured_scale(fo
     assert frame.rest == frame.tokenizer("\n")["input_ids"]
     dialogue = "\n\nHuman: What colour is the sky?\n\nAssistant:"
     prompt = policy.prompt(dialogue)
-    finished, cut_off = (policy.reply_ids(prompt, "Blue.", ended)[0] for ended in (True, False))
+    finished, cut_off = (policy.reply_ids(prompt, "Blue.", ended) for ended in (True, False))
     reward = Reward(model, policy, frame.rest, 1.5, batch_size=2)
     values = reward([policy.prompt_ids(prompt)] * 2, [finished, cut_off])
     raw = own_format(foreign / "reward", dialogue, "Blue.")

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from eval import chat
-from rlhf_trl.frames import SPECIAL, load_frame
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import SPECIAL
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from eval.config import JudgeConfig
 from rlhf_trl import memory
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.run import Run
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import ROOT, settings
@@ -78,7 +78,7 @@ FAULTS = {
 @pytest.fixture
 def guess(monkeypatch):
     """What takes a second a recipe, and is tested below."""
-    estimate = memory.Estimate(10**6, 10**6, process=0, weights=10**9, gradients=0, optimizer=0, activations=10**9)
+    estimate = memory.MemoryNeed(10**6, 10**6, process=0, weights=10**9, gradients=0, optimizer=0, activations=10**9)
     monkeypatch.setattr(eval.check, "estimate", lambda *_, **__: estimate)
 
 

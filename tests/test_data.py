@@ -1,4 +1,4 @@
-"""Contracts 1 and 2: the preference row and the splits."""
+"""The preference row and the splits."""
 
 import gzip
 import json
@@ -13,7 +13,8 @@ from datasets import Dataset
 from rlhf_trl import tokens
 from rlhf_trl.config import SPLITS, DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import Frame, load_frame, messages
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import Frame, messages
 from rlhf_trl.preferences import load_pairs, prompt_key
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset

@@ -9,7 +9,8 @@ import pytest
 from eval import __main__ as command
 from eval.data import overlaps
 from rlhf_trl.config import DataConfig
-from rlhf_trl.frames import REASONS, load_frame
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import REASONS
 from rlhf_trl.tokens import tokenize_split
 
 

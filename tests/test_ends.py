@@ -13,9 +13,10 @@ from transformers.utils import chat_template_utils
 from trl import SFTTrainer
 
 from eval.samples import sample
-from rlhf_trl import rewards, runs
+from rlhf_trl import rewards
+from rlhf_trl import run as runs
 from rlhf_trl.files import read_jsonl
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.models import load_policy
 from rlhf_trl.ppo import CorrectedPPOTrainer
 from tests.conftest import settings

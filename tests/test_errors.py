@@ -1,4 +1,4 @@
-"""Contract 7: what a user can cause ends in one line and exit code 2, and nothing is written."""
+"""What a user can cause ends in one line and exit code 2, and nothing is written."""
 
 import gzip
 import json

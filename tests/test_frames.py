@@ -17,7 +17,8 @@ from rlhf_trl import tokens
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import read_jsonl
-from rlhf_trl.frames import TODAY, Frame, set_pad
+from rlhf_trl.frame_loading import set_pad
+from rlhf_trl.frames import TODAY, Frame
 from rlhf_trl.preferences import load_pairs
 from tests import zoo
 from tests.conftest import settings

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import read_jsonl
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import settings
 from tests.test_recipes import LORA

@@ -13,7 +13,7 @@ from eval import kl
 from eval.config import EvalConfig
 from eval.samples import sample
 from eval.score import add_kl
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.models import load_policy
 
 EOS, LONGEST = 0, 3

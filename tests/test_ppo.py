@@ -12,7 +12,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import load_frame
+from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.models import check_context, load_start
 from rlhf_trl.ppo import VALUE_MODEL, CorrectedPPOTrainer, check_batches, value_model_of
 from rlhf_trl.rewards import Reward, load_reward_model

@@ -12,7 +12,8 @@ import pytest
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.frames import load_frame, messages
+from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.frames import messages
 from rlhf_trl.preferences import load_pairs
 from rlhf_trl.sources import find_files
 from rlhf_trl.splits import load_split

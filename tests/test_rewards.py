@@ -1,4 +1,4 @@
-"""Contracts 3 and 4: one reward-model input everywhere, and centred scores."""
+"""One reward-model input everywhere, and centred scores."""
 
 import random
 from types import SimpleNamespace
