@@ -16,6 +16,7 @@ from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.frames import REPLY, messages
 from rlhf_trl.hub import lineage
 from rlhf_trl.models import load_policy, lora
+from rlhf_trl.provenance import LAYOUT
 from rlhf_trl.rewards import Reward, load_reward_model
 from tests.conftest import settings
 
@@ -87,7 +88,9 @@ def test_a_base_that_is_gone_or_changed_is_named(changed, adapter, run, world, t
     (tmp_path / "brought/adapter_config.json").write_text(json.dumps(moved))
     if changed:
         shutil.copytree(world / "gpt2", tmp_path / "model")
-        (tmp_path / "brought/manifest.json").write_text(json.dumps({"parents": {"model": {"sha256": "another"}}}))
+        (tmp_path / "brought/manifest.json").write_text(
+            json.dumps({"layout": LAYOUT, "made_of": {"model": {"sha256": "another"}}})
+        )
     path = settings(tmp_path / "runs", "sft", world, model_name_or_path=str(tmp_path / "brought"))
     code, _, error = run("sft", "--config", path)
     assert code == 2 and "was trained on /somewhere/else/model, which is not there any more" in error

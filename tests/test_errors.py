@@ -13,6 +13,7 @@ from eval.__main__ import COMMANDS
 from rlhf_trl.config import RECIPES, DataConfig
 from rlhf_trl.outline import outline
 from rlhf_trl.splits import load_split
+from rlhf_trl.steps import outlines
 from tests.conftest import ROOT, settings
 
 
@@ -135,7 +136,7 @@ def test_each_command_names_the_one_to_run_first(run, world, tmp_path):
 
 def test_the_demo_checks_its_folder_too(tmp_path, monkeypatch, capsys):
     from rlhf_trl import demo
-    from rlhf_trl.errors import cli
+    from rlhf_trl.cli import cli
 
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["demo", "--output_dir", str(tmp_path / "file/demo")])
@@ -182,7 +183,7 @@ def from_the_shell(folder, *words):
 )
 def test_a_mistake_is_found_before_anything_slow_is_imported(options, message, tmp_path):
     outline("trl.ModelConfig"), outline("trl.experimental.ppo.PPOConfig")  # known from an earlier run
-    recipe = [ROOT / "recipes/ppo.py", "--config", ROOT / "configs/demo/ppo.yaml"]
+    recipe = [ROOT / "recipes/ppo.py", "--config", ROOT / "configs/demo.yaml"]
     code, _, said, packages = from_the_shell(tmp_path, *recipe, *options)
     assert (code, said) == (2, [f"error: {message}"])
     assert not packages & {"torch", "datasets", "peft"}
@@ -191,13 +192,14 @@ def test_a_mistake_is_found_before_anything_slow_is_imported(options, message, t
 
 @pytest.mark.parametrize("command", [*RECIPES, *COMMANDS])
 def test_help_imports_nothing_slow(command, tmp_path):
-    for name in RECIPES.get(command, ()):
-        if isinstance(name, str):
-            outline(name)
+    for recipe in RECIPES:
+        outlines(recipe)
     words = [ROOT / f"recipes/{command}.py"] if command in RECIPES else ["-m", "eval", command]
     code, out, said, packages = from_the_shell(tmp_path, *words, "--help")
     assert (code, said) == (0, [])
-    assert "--config FILE" in out and ("--output_dir" in out) == (command != "chat")  # which writes nothing
+    assert "--config FILE" in out and ("--output_dir" in out) == (
+        command not in ("chat", "check")
+    )  # which write nothing
     assert not packages & {"torch", "datasets", "peft"}
 
 

@@ -86,9 +86,9 @@ def made_up_run(root: Path, full: bool) -> Path:
         train = {"seconds": 10.5, "peak_memory_mb": 700, "tokens": 123456}
         train |= {"optimizer_steps": 16, "learning_rate_sum": 0.008}
         manifest = {"seed": 1, "created": "2026-01-01", "data": data, "sha256": name, "train": train}
-        manifest["parents"] = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
+        manifest["made_of"] = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
         if full and name in NAMES[1:]:
-            manifest["parents"]["reward_model"] = {"path": "reward", "sha256": "reward"}
+            manifest["made_of"]["reward_model"] = {"path": "reward", "sha256": "reward"}
         write_json(root / name / "manifest.json", manifest)
         if full:
             (root / name / "config.yaml").write_text(yaml.safe_dump(settings(name)))

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval import kl
-from eval.config import EvalConfig
+from eval.config import ScoreConfig
 from eval.samples import sample
 from eval.score import add_kl
 from rlhf_trl.frame_loading import load_frame
@@ -114,7 +114,7 @@ def test_both_estimates_agree_and_the_exact_one_spreads_less(models):
 
 def test_what_does_not_fit_is_estimated_one_model_after_the_other_and_named(models, monkeypatch, tmp_path):
     policies = [f"{name}={getattr(models, name)}" for name in ("reference", "adapter", "other")]
-    config = EvalConfig(output_dir=str(tmp_path), policies=policies, batch_size=3)
+    config = ScoreConfig(output_dir=str(tmp_path), policies=policies, batch_size=3)
     temperatures = {"reference": 1.0, "colder/reference-0.5": 0.5, "adapter": 1.0, "other": 1.0, "greedy/other": 0.0}
     sampled = {
         name: {"model": getattr(models, name.rpartition("/")[2].partition("-")[0]), "temperature": temperature}

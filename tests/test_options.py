@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_trl.config import RECIPES, parse
+from rlhf_trl.cli import parse
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import read_jsonl
 from rlhf_trl.options import REFUSED
@@ -74,7 +75,9 @@ WORK = {
 
 def options(recipe):
     """Of TRL's classes, by name; the others are ours."""
-    return {part.name: part for kind in RECIPES[recipe] if isinstance(kind, str) for part in fields(outline(kind))}
+    return {
+        part.name: part for kind in RECIPES[recipe].configs if isinstance(kind, str) for part in fields(outline(kind))
+    }
 
 
 def table(recipe):
@@ -150,7 +153,7 @@ def test_what_is_refused_says_why_in_one_line(recipe, name, why, tmp_path, monke
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(UserError) as caught:
-        parse(None, *RECIPES[recipe], argv=["--config", str(path)])
+        parse(recipe, argv=["--config", str(path)])
     message = str(caught.value)
     assert message.startswith(name) and " has no place here: " in message and "; " in message
     assert why in message and "\n" not in message and len(message) < 300

@@ -79,7 +79,7 @@ def test_run_folders_are_complete(chain):
         assert manifest["train"]["optimizer_steps"] == steps
         if recipe != "sft":
             parent = json.loads((folder / "sft/manifest.json").read_text())
-            assert manifest["parents"]["model"]["sha256"] == parent["sha256"]
+            assert manifest["made_of"]["model"]["sha256"] == parent["sha256"]
         assert yaml.safe_load((run / "config.yaml").read_text())["dataset"].endswith("data")
         assert read_jsonl(run / "metrics.jsonl")
         assert "README.md" in {path.name for path in run.iterdir()}
@@ -148,8 +148,8 @@ def test_one_strength_of_the_kl(chain):
     std = json.loads((folder / "reward/config.json").read_text())["reward_std"]
     strengths = {name: strength(values, std) for name, values in settings.items()}
     assert strengths == pytest.approx(dict.fromkeys(strengths, settings["ppo"]["kl_strength"]))
-    parents = json.loads((folder / "dpo/manifest.json").read_text())["parents"]
-    assert parents["reward_model"] == json.loads((folder / "ppo/manifest.json").read_text())["parents"]["reward_model"]
+    parents = json.loads((folder / "dpo/manifest.json").read_text())["made_of"]
+    assert parents["reward_model"] == json.loads((folder / "ppo/manifest.json").read_text())["made_of"]["reward_model"]
 
 
 def test_models_of_other_splits_are_refused(chain, run, world, tmp_path):

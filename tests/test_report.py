@@ -64,7 +64,7 @@ def made_up_run(
             "created": f"202{seed}",
             "data": {"rows": 1000 + seed, "dataset": "d", "sha256": f"{seed}{i % 3}" * 32},
             "sha256": name,
-            "parents": parents,
+            "made_of": parents,
             "train": train | {"optimizer_steps": 11 * seed + i, "learning_rate_sum": seed / 7 + i},
         }
         write_json(root / name / "manifest.json", manifest)
@@ -220,7 +220,7 @@ def test_two_runs_that_differ_in_their_seed_are_said_to_be_one_method(tmp_path):
     assert said({"seed": 1, "output_dir": "elsewhere"}, {"seed": 1})
     assert not said({"seed": 1, "learning_rate": 7}, {"seed": 1})
     assert not said({}, {})
-    assert not said({"seed": 1}, {"seed": 1, "parents": {"model": {"sha256": "other", "path": "p"}}})
+    assert not said({"seed": 1}, {"seed": 1, "made_of": {"model": {"sha256": "other", "path": "p"}}})
 
 
 def test_matched_is_said_only_of_what_was_checked(tmp_path):
@@ -240,8 +240,8 @@ def test_matched_is_said_only_of_what_was_checked(tmp_path):
     for change in (
         {"seed": 1},
         {"data": {"sha256": "x", "rows": 1, "dataset": "d"}},
-        {"parents": {"model": {"sha256": "other", "path": "p"}}},
-        {"parents": {"model": {"sha256": "sft", "path": "p"}, "reward_model": {"sha256": "other", "path": "p"}}},
+        {"made_of": {"model": {"sha256": "other", "path": "p"}}},
+        {"made_of": {"model": {"sha256": "sft", "path": "p"}, "reward_model": {"sha256": "other", "path": "p"}}},
     ):
         made_up_run(tmp_path, 3, 60, 0.5)
         manifest = tmp_path / "dpo/manifest.json"

@@ -68,7 +68,7 @@ def while_saving(die):
 
 
 def before_publishing(die):
-    from rlhf_trl import runs
+    from rlhf_trl import run as runs
 
     runs.plot_curves = lambda *_: die()
 

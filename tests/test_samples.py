@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from eval.config import EvalConfig
+from eval.config import SamplesConfig
 from eval.probes import load_probes, passes
 from eval.samples import sample
 from eval.score import ids_to_score, refuses
@@ -100,8 +100,8 @@ def test_at_temperature_0_the_likeliest_token_comes_next(world):
 @pytest.mark.parametrize("temperature", [0.0, 1.0, -0.5])
 def test_colder_is_between_0_and_1(temperature):
     with pytest.raises(UserError, match="above 0 and below 1"):
-        EvalConfig(output_dir="", colder=[0.5, temperature])
-    assert EvalConfig(output_dir="", colder=None).colder == EvalConfig(output_dir="", colder=[]).colder == []
+        SamplesConfig(output_dir="", colder=[0.5, temperature])
+    assert SamplesConfig(output_dir="", colder=None).colder == SamplesConfig(output_dir="", colder=[]).colder == []
 
 
 def test_a_killed_run_goes_on_where_it_was(run, untrained, tmp_path):
@@ -139,7 +139,7 @@ def test_a_reply_in_another_vocabulary_reads_as_the_reward_model_was_trained(wor
 
 
 def test_probes_are_checked(tmp_path):
-    probes = load_probes(str(ROOT / "configs/probes.yaml"))
+    probes = load_probes(str(ROOT / "configs/probes/hh.yaml"))
     assert {probe["group"] for probe in probes} == {"sycophancy", "out_of_distribution", "kept_abilities"}
     by_prompt = {probe["prompt"]: probe for probe in probes}
     total = by_prompt["\n\nHuman: What is 45 + 75?\n\nAssistant:"]
