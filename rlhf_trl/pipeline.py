@@ -85,7 +85,7 @@ class Graph:
         for entry in config.options or ():
             scope, _, words = entry.partition("=")
             if scope not in (*STEPS, EVALUATION, ALL):
-                raise UserError(f"options for {scope}: {unknown(scope, [*STEPS, EVALUATION, ALL])}")
+                raise UserError(f"options: {unknown(scope, [*STEPS, EVALUATION, ALL], 'step')}")
             try:
                 self.given.setdefault(scope, []).extend(_by_option(shlex.split(words)))
             except ValueError as error:
@@ -210,7 +210,7 @@ def main() -> None:
     graph = Graph(config)
     for target in targets or ["all"]:
         if target not in (*STEPS, ALL, "status"):
-            raise UserError(f"there is no target {target}; {unknown(target, STEPS)}")
+            raise UserError(unknown(target, [*STEPS, ALL, "status"], "target"))
     if "status" in targets:
         print(*status(graph), sep="\n")
     else:

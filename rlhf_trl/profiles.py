@@ -110,7 +110,7 @@ def check_keys(scope: str, keys: Iterable[str], where: str) -> None:
             )
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that is not known."""
+def unknown(key: str, known: Iterable[str], kind: str = "key") -> str:
+    """What to say of a key, or something else, that is not known."""
     close = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
+    return f"unknown {kind} {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")
