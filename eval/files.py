@@ -5,11 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-from eval.pages.sentences import p_value
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -31,7 +26,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write values that JSON knows, and intervals, which say themselves how they are written."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda value: value.json())
+    write_atomically(path, f"{text}\n")
 
 
 @contextmanager
@@ -43,24 +40,3 @@ def replaced(folder: Path) -> Iterator[Path]:
     yield staging
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
-
-
-def render(template: str, **values: Any) -> str:
-    """One of `eval/pages/templates`, filled; a value that is missing is an error."""
-    environment = Environment(
-        loader=PackageLoader("eval.pages"),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}", "p_value": p_value}
-    return environment.get_template(template).render(values)
-
-
-def _interval(estimate: dict | None, digits: int = 2) -> str:
-    if estimate is None:
-        return "none"
-    if estimate["ci"] is None:
-        return f"{estimate['mean']:z.{digits}f}"
-    return f"{estimate['mean']:z.{digits}f} [{estimate['ci'][0]:z.{digits}f}, {estimate['ci'][1]:z.{digits}f}]"

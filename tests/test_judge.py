@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.analysis.summary import _worst_case
+from eval.analysis.comparisons import by_prompt, worst_case
 from eval.config import GOLD_RULES, GoldRule
 from eval.files import read_jsonl, write_jsonl
 from eval.judging.client import parse_verdict
@@ -240,7 +240,7 @@ def test_failures_change_no_verdict(tmp_path, server, run_judge):
     assert verdicts_by_prompt(folder) == [row for row in truth(prompts) if row["prompt"] % 3 == 2]
 
     assert manifest(folder)["failed"] == {"ppo:sft": [[i, 0] for i in range(prompts) if i % 3 < 2]}
-    bounds = _worst_case(verdicts(folder), manifest(folder))
+    bounds = worst_case(by_prompt(verdicts(folder)), manifest(folder)["failed"])
     # ppo won 6 of the 11 prompts with a verdict, and tied on 5
     assert bounds == {"ppo:sft": pytest.approx([(6 + 5 / 2) / 33, (6 + 5 / 2 + 22) / 33])}
     said = cautions(manifest(folder) | {"worst_case": bounds})
@@ -269,7 +269,7 @@ def test_a_server_that_is_gone_is_given_up(tmp_path, run_judge):
 def test_a_failed_reply_is_one_of_its_prompts_replies():
     """Of the first prompt one reply was won and one failed; the second was tied."""
     known = [{"a": "ppo", "b": "sft", "prompt": i, "reply": 0, "score": score} for i, score in enumerate((1.0, 0.5))]
-    assert _worst_case(known, {"failed": {"ppo:sft": [[0, 1]]}}) == {"ppo:sft": [0.5, 0.75]}
+    assert worst_case(by_prompt(known), {"ppo:sft": [[0, 1]]}) == {"ppo:sft": [0.5, 0.75]}
 
 
 def test_replies_are_judged_one_by_one(tmp_path, server, run_judge):
