@@ -27,7 +27,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from eval.config import CONFIGS, OPENAI_URL, CheckConfig, JudgeConfig
-from eval.judge import choose_pairs, gold_records, read_key, read_template
+from eval.judge import check_rule, choose_pairs, read_key, read_template
 from eval.probes import load_probes
 from rlhf_trl import grpo, ppo
 from rlhf_trl.config import RECIPES, DataConfig, parse
@@ -218,7 +218,7 @@ def check_evaluation(config: CheckConfig, steps: list[Step], findings: Findings)
 
 def check_judge(judge: JudgeConfig, gold_rule: str | None) -> None:
     if judge.judge == "gold":
-        gold_records(gold_rule, {}, [])
+        check_rule(gold_rule)
     if judge.judge == "openai" and not read_key() and judge.base_url == OPENAI_URL:
         raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
 
