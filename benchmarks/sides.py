@@ -19,9 +19,10 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 from worlds import World, options, read_config
 
-from eval import judge
 from eval.config import JudgeConfig
 from eval.judging.client import JudgeClient
+from eval.judging.requests import Request
+from eval.judging.transcript import Transcript, ask_all
 from eval.kl import log_probabilities
 from eval.samples import sample
 from rlhf_trl.batching import LengthGroupedSampler, batches
@@ -221,13 +222,13 @@ def scoring(world: World) -> Sides:
 
 def judging(_: World) -> Sides:
     def ask(number: int, concurrency: int, folder: Path) -> dict:
-        requests = [judge.Request(str(i), "a", "b", i, 0, "ab", f"Request {i}") for i in range(number)]
-        transcript = judge.Transcript(folder / "transcript.jsonl")
+        requests = [Request(str(i), "a", "b", i, 0, "ab", f"Request {i}") for i in range(number)]
+        transcript = Transcript(folder / "transcript.jsonl")
         with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().strip()
                 client = JudgeClient(JudgeConfig(base_url=url, concurrency=concurrency), key="")
-                return timed(number, lambda: asyncio.run(judge.ask_all(client, requests, transcript)))
+                return timed(number, lambda: asyncio.run(ask_all(client, requests, transcript)))
             finally:
                 process.terminate()
 

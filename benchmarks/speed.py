@@ -25,8 +25,8 @@ from sides import NO_CHECKPOINTING, OURS, turn
 from subjects import SUBJECTS
 from worlds import World, demo, options, pretrained
 
+from eval.analysis.calibration import accuracy
 from eval.check import SPLITS, Step
-from eval.metrics import accuracy
 from rlhf_trl.config import RECIPES, parse
 from rlhf_trl.errors import UserError, check_writable, cli
 from rlhf_trl.files import write_atomically
@@ -188,8 +188,8 @@ def held_out_accuracy(name: str, world: World, side: str) -> str:
     """Of the model that the first turn left, as all turns have the same seed."""
     folder = world.folder / name
     trained = folder / f"{side}-0" / name
-    found = turn(folder / f"{side}-held-out", lambda _: accuracy(SUBJECTS[name].margins(world, trained)))
-    return "{:.3f} [{:.3f}, {:.3f}]".format(found["accuracy"], *found["ci"])
+    found = turn(folder / f"{side}-held-out", lambda _: accuracy(SUBJECTS[name].margins(world, trained)).json())
+    return "{:.3f} [{:.3f}, {:.3f}]".format(found["mean"], *found["ci"])
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from datasets import Dataset
 from statsmodels.stats.weightstats import DescrStatsW
 
 from eval.analysis import intervals
+from eval.analysis.intervals import Interval
 from eval.config import DataAnalysisConfig
-from eval.files import render
 from eval.pages import figures
+from eval.pages.markdown import render
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import files_hash, replaced, write_json
@@ -31,7 +32,13 @@ from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file
 SELECTION = ("prompt also in the train split", "prompt repeated")
-LENGTHS = ("first_turn_tokens", "prompt_tokens", "chosen_tokens", "rejected_tokens")
+LENGTHS = ["first_turn_tokens", "prompt_tokens", "chosen_tokens", "rejected_tokens"]
+DRAWN = {
+    "prompt (tokens)": "prompt_tokens",
+    "chosen reply (tokens)": "chosen_tokens",
+    "rejected reply (tokens)": "rejected_tokens",
+    "chosen minus rejected (tokens)": "chosen_tokens - rejected_tokens",
+}
 
 
 def main(task: Task, data_config: DataConfig, config: DataAnalysisConfig) -> None:
@@ -55,18 +62,15 @@ def main(task: Task, data_config: DataConfig, config: DataAnalysisConfig) -> Non
         "tokenizer": config.tokenizer,
         "files": files,
         # all splits but eval are parts of one file
-        "contract": {file: _without(dropped[name]) for file, name in files_of.items()},
+        "contract": {
+            file: {reason: count for reason, count in dropped[name].items() if reason not in SELECTION}
+            for file, name in files_of.items()
+        },
         "splits": {name: {"prompts": len(keys[name]), **summarise(tables[name], dropped[name])} for name in tables},
         "overlaps": overlaps(keys),
     }
 
-    quantities = {
-        "prompt (tokens)": lambda frame: frame["prompt_tokens"],
-        "chosen reply (tokens)": lambda frame: frame["chosen_tokens"],
-        "rejected reply (tokens)": lambda frame: frame["rejected_tokens"],
-        "chosen minus rejected (tokens)": lambda frame: frame["chosen_tokens"] - frame["rejected_tokens"],
-    }
-    panels = {title: {name: get(table) for name, table in tables.items()} for title, get in quantities.items()}
+    panels = {title: {name: table.eval(of).to_numpy() for name, table in tables.items()} for title, of in DRAWN.items()}
     with replaced(folder) as staging:
         pd.concat(tables, names=["split", "row"]).to_csv(staging / "pairs.csv")
         figures.histograms(panels, staging / "lengths")
@@ -81,41 +85,29 @@ def measure(rows: Dataset, frame: Frame) -> pd.DataFrame:
     turns = [
         [turn["content"] for turn in messages(dialogue) if turn["role"] == "user"] for dialogue in rows["dialogue"]
     ]
-    return pd.DataFrame(
-        {
-            "subset": rows["subset"],
-            "turns": [len(texts) for texts in turns],
-            "first_turn_tokens": [len(frame.tokenizer.tokenize(texts[0])) for texts in turns],
-            **{
-                f"{name}_tokens": [len(ids) for ids in rows[f"{name}_ids"]] for name in ("prompt", "chosen", "rejected")
-            },
-            "dropped": rows["dropped"],
-            "kept": [not reason for reason in rows["dropped"]],
-        }
-    )
+    table = pd.DataFrame({"subset": rows["subset"], "turns": [len(texts) for texts in turns]})
+    table["first_turn_tokens"] = [len(frame.tokenizer.tokenize(texts[0])) for texts in turns]
+    for name in ("prompt", "chosen", "rejected"):
+        table[f"{name}_tokens"] = [len(ids) for ids in rows[f"{name}_ids"]]
+    table["dropped"] = rows["dropped"]
+    table["kept"] = table["dropped"] == ""
+    return table
 
 
-def summarise(frame: pd.DataFrame, dropped: Counter) -> dict:
+def summarise(table: pd.DataFrame, dropped: Counter) -> dict:
     """The numbers of one split: of all its rows, but `length_bias` of those kept."""
-    kept = frame[frame["kept"]]
+    kept = table[table["kept"]]
+    unfit = Counter(table["dropped"])
     return {
-        "rows": len(frame),
+        "rows": len(table),
         "kept": len(kept),
-        "dropped": {
-            **{reason: dropped[reason] for reason in SELECTION},
-            **{reason: int((frame["dropped"] == reason).sum()) for reason in UNFIT},
-        },
-        "subsets": _counts(frame["subset"]),
-        "turns": _counts(frame["turns"]),
-        "several_turns": float((frame["turns"] > 1).mean()),
+        "dropped": {reason: dropped[reason] for reason in SELECTION} | {reason: unfit[reason] for reason in UNFIT},
+        "subsets": _counts(table["subset"]),
+        "turns": _counts(table["turns"]),
+        "several_turns": (table["turns"] > 1).mean(),
         **{
-            name: {
-                "mean": float(frame[name].mean()),
-                "median": float(frame[name].median()),
-                "p95": float(frame[name].quantile(0.95)),
-                "max": int(frame[name].max()),
-            }
-            for name in LENGTHS
+            name: {"mean": of.mean(), "median": of.median(), "p95": of.quantile(0.95), "max": int(of.max())}
+            for name, of in table[LENGTHS].items()
         },
         "length_bias": length_bias((kept["chosen_tokens"] - kept["rejected_tokens"]).to_numpy()),
     }
@@ -128,11 +120,9 @@ def length_bias(differences: np.ndarray) -> dict | None:
     """
     if len(differences) < 2:
         return None
-    longer = intervals.proportion(int((differences > 0).sum()), len(differences))
     return {
-        "mean": float(differences.mean()),
-        "ci": [float(end) for end in DescrStatsW(differences).tconfint_mean()],
-        "chosen_longer": {"mean": longer.mean, "ci": [longer.lower, longer.upper]},
+        "difference": Interval(float(differences.mean()), *map(float, DescrStatsW(differences).tconfint_mean())),
+        "chosen_longer": intervals.proportion(int((differences > 0).sum()), len(differences)),
         "same_length": float((differences == 0).mean()),
     }
 
@@ -144,7 +134,3 @@ def overlaps(keys: dict[str, set[str]]) -> list[dict]:
 
 def _counts(values: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-def _without(dropped: Counter) -> dict[str, int]:
-    return {reason: count for reason, count in dropped.items() if reason not in SELECTION}

@@ -8,21 +8,23 @@ Any model with one score per sequence will do, full or a PEFT adapter. Writes to
 `reward_distributions` and `reliability` as .png and .svg.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from scipy.special import expit
 from scipy.stats import pearsonr, rankdata
 from statsmodels.regression.linear_model import OLS
 
 from eval.analysis import intervals
+from eval.analysis.calibration import accuracy, deciles, log_losses, reliability, temperature
+from eval.analysis.intervals import Interval
 from eval.config import CardConfig
-from eval.files import render
-from eval.metrics import PairwiseAccuracy, accuracy, log_losses, reliability, temperature
+from eval.metrics import PairwiseAccuracy
 from eval.pages import figures
+from eval.pages.markdown import render
 from rlhf_trl.config import DataConfig
 from rlhf_trl.files import files_hash, replaced, write_json, write_jsonl
 from rlhf_trl.frame_loading import set_pad
@@ -34,6 +36,7 @@ from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset, fingerprint
 
+SIDES = ("chosen", "rejected")
 # Thresholds of the patterns of the error analysis
 LONGER = 1.25  # times as many tokens
 VERY_SHORT = 10  # tokens with eos
@@ -48,28 +51,18 @@ def main(task: Task, data_config: DataConfig, config: CardConfig) -> None:
 
     # Score
     model = load_raw(source, frame, dtype=config.dtype, trust_remote_code=config.trust_remote_code).to(device())
-    scores = {}
-    for side in ("chosen", "rejected"):
+    table = pairs.select_columns(["subset", "prompt", "chosen", "rejected"]).to_pandas()
+    for side in SIDES:
         sequences = [prompt + reply for prompt, reply in zip(pairs["prompt_ids"], pairs[f"{side}_ids"], strict=True)]
-        scores[side] = score(model, sequences, config.batch_size, f"Scoring {side}").double().numpy()
-        scores[side] -= getattr(model.config, "reward_mean", 0.0)
-    tokens = {side: np.array([len(ids) for ids in pairs[f"{side}_ids"]]) for side in scores}
+        scores = score(model, sequences, config.batch_size, f"Scoring {side}").double().numpy()
+        table[f"scores_{side}"] = scores - getattr(model.config, "reward_mean", 0.0)
+    for side in SIDES:
+        table[f"{side}_tokens"] = [len(ids) for ids in pairs[f"{side}_ids"]]
 
     # Analyse
-    rows = [
-        {
-            **{name: pair[name] for name in ("subset", "prompt", "chosen", "rejected")},
-            **{f"scores_{side}": float(scores[side][i]) for side in scores},
-            **{f"{side}_tokens": int(tokens[side][i]) for side in scores},
-        }
-        for i, pair in enumerate(pairs)
-    ]
-    found = patterns(scores["chosen"] - scores["rejected"], tokens["chosen"], tokens["rejected"])
-    errors = sample_errors(rows, found, config.error_samples, config.seed)
+    errors = sample_errors(table, config.error_samples, config.seed)
     card = {
-        **analyse(
-            scores["chosen"], scores["rejected"], tokens["chosen"], tokens["rejected"], pairs["subset"], config.seed
-        ),
+        **analyse(table, config.seed),
         "left_out": left_out,
         "errors_sampled": len(errors),
         "manifest": {
@@ -83,12 +76,15 @@ def main(task: Task, data_config: DataConfig, config: CardConfig) -> None:
     }
 
     # Write
-    margins = {"pairs": scores["chosen"] - scores["rejected"]}
+    histograms = {
+        "score": {side: table[f"scores_{side}"].to_numpy() for side in SIDES},
+        "chosen minus rejected": {"pairs": margins_of(table)},
+    }
     with replaced(task.folder) as staging:
         write_json(staging / "card.json", card)
-        write_jsonl(staging / "pairs.jsonl", rows)
+        write_jsonl(staging / "pairs.jsonl", table.to_dict("records"))
         write_jsonl(staging / "errors.jsonl", errors)
-        figures.histograms({"score": scores, "chosen minus rejected": margins}, staging / "reward_distributions")
+        figures.histograms(histograms, staging / "reward_distributions")
         figures.reliability(card["reliability"], staging / "reliability")
         (staging / "CARD.md").write_text(render("CARD.md", card=card), encoding="utf-8")
         write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
@@ -99,50 +95,49 @@ def load_held_out(config: DataConfig, frame: Frame, seed: int) -> tuple[Dataset,
     """All pairs of the eval split that fit the limits, and how many do not."""
     pairs = build_dataset(replace(config, max_rows=None), "eval", frame, seed)
     total = len(load_split(config, "eval")[0])
-    left_out = intervals.proportion(total - len(pairs), total)
-    summary = {"pairs": total - len(pairs), "share": left_out.mean, "ci": [left_out.lower, left_out.upper], "n": total}
-    return pairs.select(range(min(config.max_rows or total, len(pairs)))), summary
+    left_out = {"pairs": total - len(pairs), "n": total, "share": intervals.proportion(total - len(pairs), total)}
+    return pairs.select(range(min(config.max_rows or total, len(pairs)))), left_out
 
 
-def analyse(
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    chosen_tokens: np.ndarray,
-    rejected_tokens: np.ndarray,
-    subsets: Sequence[str],
-    seed: int,
-) -> dict:
-    """The numbers of the card, from raw scores and reply lengths of each pair, all of shape (n,).
+def analyse(table: pd.DataFrame, seed: int) -> dict:
+    """The numbers of the card, from a row a pair: `subset`, and raw scores and tokens of both replies.
 
     Only differences of scores mean anything; their level is the reward model's own.
     """
-    margins, longer = chosen - rejected, chosen_tokens - rejected_tokens
-    subsets = np.array(subsets)
-    log_loss = intervals.mean(log_losses(margins), seed)
-    found = patterns(margins, chosen_tokens, rejected_tokens)
+    chosen, rejected, margins = table["scores_chosen"], table["scores_rejected"], margins_of(table)
+    longer, subsets = (table["chosen_tokens"] - table["rejected_tokens"]).to_numpy(), table["subset"].to_numpy()
+    log_loss = intervals.bootstrap_mean(log_losses(margins), seed)
     return {
         **PairwiseAccuracy().compute(scores_chosen=chosen, scores_rejected=rejected),
         "ties": int((margins == 0).sum()),
         "log_loss_ci": [log_loss.lower, log_loss.upper],
-        "calibration": temperature(margins),
+        "temperature": temperature(margins),
         "reliability": reliability(margins),
-        "subsets": {str(name): accuracy(margins[subsets == name]) for name in np.unique(subsets)},
+        "subsets": {name: _part(margins[subsets == name]) for name in np.unique(subsets)},
         "macro": macro(margins, subsets),
         "deciles": deciles(margins),
-        "scores": {side: _describe(values) for side, values in (("chosen", chosen), ("rejected", rejected))},
+        "scores": {
+            side: {"mean": raw.mean(), "sd": raw.std(ddof=0), "min": raw.min(), "max": raw.max()}
+            for side, raw in (("chosen", chosen), ("rejected", rejected))
+        },
         "length": {
             "spearman": spearman(margins, longer),
-            "chosen_longer": accuracy(margins[longer > 0]) if (longer > 0).any() else None,
-            "chosen_shorter": accuracy(margins[longer < 0]) if (longer < 0).any() else None,
-            "pick_longer": accuracy(longer),
-            "pick_shorter": accuracy(-longer),
+            "chosen_longer": _part(margins[longer > 0]),
+            "chosen_shorter": _part(margins[longer < 0]),
+            "pick_longer": _part(longer),
+            "pick_shorter": _part(-longer),
         },
         "patterns": {
             name: {"wrong": _share(holds[margins < 0]), "correct": _share(holds[margins > 0])}
-            for name, holds in found.items()
+            for name, holds in patterns(table).items()
         },
         "thresholds": {"longer": LONGER, "very_short": VERY_SHORT, "close": CLOSE},
     }
+
+
+def margins_of(table: pd.DataFrame) -> np.ndarray:
+    """Score of the chosen reply minus that of the rejected one, shape (n,)."""
+    return (table["scores_chosen"] - table["scores_rejected"]).to_numpy()
 
 
 def macro(margins: np.ndarray, subsets: np.ndarray) -> dict:
@@ -150,57 +145,47 @@ def macro(margins: np.ndarray, subsets: np.ndarray) -> dict:
     names = np.unique(subsets)
     dummies = (subsets[:, None] == names).astype(float)
     test = OLS(np.heaviside(margins, 0.5), dummies).fit(cov_type="HC1").t_test(np.full(len(names), 1 / len(names)))
-    return {"accuracy": test.effect.item(), "ci": test.conf_int()[0].tolist(), "subsets": len(names)}
+    return {"accuracy": Interval(test.effect.item(), *test.conf_int()[0].tolist()), "subsets": len(names)}
 
 
-def deciles(margins: np.ndarray) -> list[dict]:
-    """Accuracy in each tenth of the pairs, from the smallest |margin| to the largest."""
-    ordered = margins[np.argsort(np.abs(margins), kind="stable")]
-    parts = [part for part in np.array_split(ordered, 10) if len(part)]
-    return [{"lower": float(abs(part[0])), "upper": float(abs(part[-1])), **accuracy(part)} for part in parts]
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> dict | None:
+def spearman(x: np.ndarray, y: np.ndarray) -> Interval | None:
     """Spearman's rank correlation, Pearson's of the ranks, with Fisher's 95% interval; None if it is not defined."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     result = pearsonr(rankdata(x), rankdata(y))
-    return {"rho": float(result.statistic), "ci": [float(end) for end in result.confidence_interval()]}
+    return Interval(float(result.statistic), *map(float, result.confidence_interval()))
 
 
-def patterns(margins: np.ndarray, chosen_tokens: np.ndarray, rejected_tokens: np.ndarray) -> dict[str, np.ndarray]:
+def patterns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Which pairs, of any outcome, show which pattern of the error analysis: name to booleans, shape (n,).
 
     A pair can show several; "unclear" is one that shows none. The names say what a pattern means in a wrong pair.
     """
+    chosen, rejected = table["chosen_tokens"].to_numpy(), table["rejected_tokens"].to_numpy()
     found = {
-        "longer rejected preferred": rejected_tokens >= LONGER * chosen_tokens,
-        "missed quality despite length": chosen_tokens >= LONGER * rejected_tokens,
-        "very short chosen": chosen_tokens < VERY_SHORT,
-        "very short rejected": rejected_tokens < VERY_SHORT,
-        "close scores": expit(np.abs(margins)) < CLOSE,
+        "longer rejected preferred": rejected >= LONGER * chosen,
+        "missed quality despite length": chosen >= LONGER * rejected,
+        "very short chosen": chosen < VERY_SHORT,
+        "very short rejected": rejected < VERY_SHORT,
+        "close scores": expit(np.abs(margins_of(table))) < CLOSE,
     }
     return {**found, "unclear": ~np.any(list(found.values()), axis=0)}
 
 
-def sample_errors(rows: list[dict], found: dict[str, np.ndarray], size: int, seed: int) -> list[dict]:
+def sample_errors(table: pd.DataFrame, size: int, seed: int) -> list[dict]:
     """A seeded random sample of the wrong pairs, at most `size`, each with the names of its patterns."""
-    wrong = [i for i, row in enumerate(rows) if row["scores_chosen"] < row["scores_rejected"]]
-    drawn = np.random.default_rng(seed).choice(wrong, min(size, len(wrong)), replace=False) if wrong else []
-    return [{**rows[i], "patterns": [name for name, holds in found.items() if holds[i]]} for i in drawn]
+    wrong, found = np.flatnonzero(margins_of(table) < 0), patterns(table)
+    drawn = np.random.default_rng(seed).choice(wrong, min(size, len(wrong)), replace=False)
+    rows = table.iloc[drawn].to_dict("records")
+    return [
+        {**row, "patterns": [name for name, holds in found.items() if holds[i]]}
+        for i, row in zip(drawn, rows, strict=True)
+    ]
 
 
-def _describe(values: np.ndarray) -> dict[str, float]:
-    return {
-        "mean": float(values.mean()),
-        "sd": float(values.std()),
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
+def _part(margins: np.ndarray) -> dict:
+    return {"accuracy": accuracy(margins), "n": len(margins)}
 
 
-def _share(holds: np.ndarray) -> dict | None:
-    if not len(holds):
-        return None
-    estimate = intervals.proportion(int(holds.sum()), len(holds))
-    return {"share": estimate.mean, "ci": [estimate.lower, estimate.upper], "n": len(holds)}
+def _share(holds: np.ndarray) -> dict:
+    return {"share": intervals.proportion(int(holds.sum()), len(holds)) if len(holds) else None, "n": len(holds)}

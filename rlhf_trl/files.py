@@ -47,7 +47,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write values that JSON knows, and such as say themselves how they are written, with a method `json`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda value: value.json())
+    write_atomically(path, f"{text}\n")
 
 
 @contextmanager

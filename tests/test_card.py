@@ -4,20 +4,14 @@ import json
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
 from eval import __main__ as command
-from eval.metrics import (
-    PairwiseAccuracy,
-    WinRate,
-    calibrated_error,
-    expected_calibration_error,
-    reliability,
-    temperature,
-)
-from eval.reward_model import analyse, deciles, macro, patterns, spearman
-from rlhf_trl.files import read_jsonl
+from eval.analysis.calibration import calibrated_error, deciles, expected_calibration_error, reliability, temperature
+from eval.metrics import PairwiseAccuracy, WinRate
+from eval.reward_model import analyse, macro, patterns, spearman
 
 
 def test_pairwise_accuracy():
@@ -41,7 +35,7 @@ def test_calibration_error_of_a_worked_example():
     margins = np.log([1.5, 1 / 1.5, 9, 9, 9, 1 / 9])
     bins = reliability(margins)
     assert [b["n"] for b in bins] == [2, 4]
-    assert [b["accuracy"] for b in bins] == [0.5, 0.75]
+    assert [b["accuracy"].mean for b in bins] == [0.5, 0.75]
     assert [b["confidence"] for b in bins] == pytest.approx([0.6, 0.9])
     assert expected_calibration_error(bins) == pytest.approx((2 * 0.1 + 4 * 0.15) / 6)
 
@@ -68,10 +62,9 @@ def test_the_temperature_is_found_again(true):
     preferred = rng.random(20_000) < expit(log_odds)
     margins = true * np.where(preferred, log_odds, -log_odds)  # the model overstates the log odds `true` times
     fit = temperature(margins)
-    low, high = fit["ci"]
-    assert low < fit["temperature"] < high
-    assert high - low < 0.08 * true
-    assert abs(fit["temperature"] - true) < high - low  # about four standard errors
+    assert fit.lower < fit.mean < fit.upper
+    assert fit.upper - fit.lower < 0.08 * true
+    assert abs(fit.mean - true) < fit.upper - fit.lower  # about four standard errors
 
 
 def test_no_temperature_fits_a_model_that_is_always_right_or_no_better_than_chance():
@@ -82,7 +75,7 @@ def test_no_temperature_fits_a_model_that_is_always_right_or_no_better_than_chan
 def test_deciles():
     margins = np.concatenate([-np.arange(1, 11), np.arange(11, 101)]) / 10.0
     result = deciles(np.random.default_rng(0).permutation(margins))
-    assert [part["accuracy"] for part in result] == [0.0] + [1.0] * 9
+    assert [part["accuracy"].mean for part in result] == [0.0] + [1.0] * 9
     assert [part["n"] for part in result] == [10] * 10
     assert (result[0]["lower"], result[0]["upper"]) == (0.1, 1.0)
 
@@ -90,10 +83,10 @@ def test_deciles():
 def test_macro_counts_each_subset_the_same():
     margins = np.array([1, 1, 1, -1] * 10 + [1, -1] * 5)
     subsets = np.array(["a"] * 40 + ["b"] * 10)
-    result = macro(margins, subsets)
-    assert result["accuracy"] == pytest.approx((0.75 + 0.5) / 2)
+    result = macro(margins, subsets)["accuracy"]
+    assert result.mean == pytest.approx((0.75 + 0.5) / 2)
     error = np.sqrt((0.75 * 0.25 / 40 + 0.5 * 0.5 / 10) / 4)
-    assert np.diff(result["ci"])[0] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert result.upper - result.lower == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
 # margin, chosen tokens, rejected tokens: one pair a pattern
@@ -109,30 +102,35 @@ PATTERNS = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_each_pattern(name):
-    found = patterns(*(np.array([value]) for value in PATTERNS[name]))
+    margin, chosen_tokens, rejected_tokens = PATTERNS[name]
+    scores = {"scores_chosen": [margin], "scores_rejected": [0.0]}
+    found = patterns(pd.DataFrame(scores | {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens}))
     assert [pattern for pattern, holds in found.items() if holds[0]] == [name]
 
 
 def test_length_baselines_and_base_rates():
-    chosen = np.array([2.0, 2.0, 2.0, 0.0, 0.0])  # three right, two wrong
-    rejected = np.array([0.0, 0.0, 0.0, 1.0, 1.0])
-    chosen_tokens = np.array([50, 10, 20, 10, 20])
-    rejected_tokens = np.array([10, 50, 20, 50, 30])
-    card = analyse(chosen, rejected, chosen_tokens, rejected_tokens, ["x", "x", "x", "x", "y"], seed=0)
-    assert card["length"]["pick_longer"]["accuracy"] == pytest.approx(1.5 / 5)
-    assert card["length"]["pick_shorter"]["accuracy"] == pytest.approx(3.5 / 5)
-    assert card["length"]["chosen_longer"] | {"ci": None} == {"accuracy": 1.0, "n": 1, "ci": None}
-    assert card["length"]["chosen_shorter"]["accuracy"] == pytest.approx(1 / 3)
+    pairs = {
+        "scores_chosen": [2.0, 2.0, 2.0, 0.0, 0.0],  # three right, two wrong
+        "scores_rejected": [0.0, 0.0, 0.0, 1.0, 1.0],
+        "chosen_tokens": [50, 10, 20, 10, 20],
+        "rejected_tokens": [10, 50, 20, 50, 30],
+        "subset": ["x", "x", "x", "x", "y"],
+    }
+    card = analyse(pd.DataFrame(pairs), seed=0)
+    assert card["length"]["pick_longer"]["accuracy"].mean == pytest.approx(1.5 / 5)
+    assert card["length"]["pick_shorter"]["accuracy"].mean == pytest.approx(3.5 / 5)
+    assert (card["length"]["chosen_longer"]["accuracy"].mean, card["length"]["chosen_longer"]["n"]) == (1.0, 1)
+    assert card["length"]["chosen_shorter"]["accuracy"].mean == pytest.approx(1 / 3)
     pattern = card["patterns"]["longer rejected preferred"]
-    assert (pattern["wrong"]["share"], pattern["wrong"]["n"]) == (1.0, 2)
-    assert (pattern["correct"]["share"], pattern["correct"]["n"]) == (pytest.approx(1 / 3), 3)
-    assert card["subsets"]["x"]["accuracy"] == 0.75
+    assert (pattern["wrong"]["share"].mean, pattern["wrong"]["n"]) == (1.0, 2)
+    assert (pattern["correct"]["share"].mean, pattern["correct"]["n"]) == (pytest.approx(1 / 3), 3)
+    assert card["subsets"]["x"]["accuracy"].mean == 0.75
     assert card["scores"]["chosen"] == pytest.approx({"mean": 1.2, "sd": 0.96**0.5, "min": 0.0, "max": 2.0})
 
 
 def test_spearman_sees_ranks_only():
     x = np.arange(10.0)
-    assert spearman(x, np.exp(x))["rho"] == pytest.approx(1)
+    assert spearman(x, np.exp(x)).mean == pytest.approx(1)
     assert spearman(x, np.ones(10)) is None
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from eval.analysis import intervals
+from eval.analysis.intervals import Interval
 from eval.config import EvalConfig
 from eval.pages import figures
 from eval.report import write_report
@@ -116,7 +117,7 @@ def made_up_run(root: Path, full: bool) -> Path:
         for name in ("base", *NAMES):
             write_jsonl(root / f"scores/greedy/{name}.jsonl", rows(rng, name, full))
             write_jsonl(root / f"scores/probes/{name}.jsonl", [{"group": "kept_abilities", "passed": True}])
-        baselines = {name: {"accuracy": 0.5} for name in ("pick_longer", "pick_shorter")}
+        baselines = {name: {"accuracy": {"mean": 0.5}} for name in ("pick_longer", "pick_shorter")}
         card = {"accuracy": 0.7, "ci": [0.6, 0.8], "n": 90, "log_loss": 0.6, "ece": 0.1, "length": baselines}
         card["ece_calibrated"] = {"mean": 0.03, "upper": 0.06}
         card["manifest"] = {"reward_model": {"sha256": "reward"}}
@@ -299,7 +300,7 @@ def test_it_says_which_of_several_replies_it_shows(pages):
 
 
 def test_a_curve_of_one_prompt_is_drawn_without_intervals(tmp_path):
-    value = {"mean": 1.0, "ci": None}
+    value = Interval(1.0)
     figures.optimisation({"ppo": [{"sqrt_kl": value, "proxy": value, "gold": None}]}, "gold", tmp_path / "curves")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
 

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.analysis.summary import _worst_case
-from eval.config import GOLD_RULES, GoldRule
+from eval.analysis.comparisons import by_prompt, worst_case
 from eval.judging.client import parse_verdict
 from eval.pages.sentences import cautions
 from rlhf_trl.files import read_jsonl, write_jsonl
@@ -82,13 +81,6 @@ def judge(folder, server, run_judge):
     return call
 
 
-@pytest.fixture
-def good_is_right(monkeypatch):
-    """A true rule that agrees with the fair judge."""
-    rule = GoldRule(lambda dialogue, completion: "good" in completion, cue="")
-    monkeypatch.setitem(GOLD_RULES, "demo", rule)
-
-
 GOOD = {"sft": lambda i: i % 3 == 0, "ppo": lambda i: i % 2 == 0, "dpo": lambda i: True}
 
 
@@ -99,6 +91,8 @@ def write_samples(folder: Path, prompts: int, replies: int = 1, word: str = "que
         places = [(i, reply) for i in range(prompts) for reply in range(replies)]
         rows = [row(name, i, reply, is_good(i + reply), word) for i, reply in places]
         write_jsonl(folder / f"samples/{name}.jsonl", rows)
+        scored = [row | {"gold": float("good" in row["completion"])} for row in rows]  # as the fair judge has it
+        write_jsonl(folder / f"scores/{name}.jsonl", scored)
         greedy = [row(name, i, 0, not is_good(i), word) for i in range(prompts)]
         write_jsonl(folder / f"samples/greedy/{name}.jsonl", greedy)
     config = {"output_dir": str(folder), "policies": ["sft", "ppo", "dpo=elsewhere"], "judge_pairs": ["ppo:sft"]}
@@ -240,7 +234,7 @@ def test_failures_change_no_verdict(tmp_path, server, run_judge):
     assert verdicts_by_prompt(folder) == [row for row in truth(prompts) if row["prompt"] % 3 == 2]
 
     assert manifest(folder)["failed"] == {"ppo:sft": [[i, 0] for i in range(prompts) if i % 3 < 2]}
-    bounds = _worst_case(verdicts(folder), manifest(folder))
+    bounds = worst_case(by_prompt(verdicts(folder)), manifest(folder)["failed"])
     # ppo won 6 of the 11 prompts with a verdict, and tied on 5
     assert bounds == {"ppo:sft": pytest.approx([(6 + 5 / 2) / 33, (6 + 5 / 2 + 22) / 33])}
     said = cautions(manifest(folder) | {"worst_case": bounds})
@@ -269,7 +263,7 @@ def test_a_server_that_is_gone_is_given_up(tmp_path, run_judge):
 def test_a_failed_reply_is_one_of_its_prompts_replies():
     """Of the first prompt one reply was won and one failed; the second was tied."""
     known = [{"a": "ppo", "b": "sft", "prompt": i, "reply": 0, "score": score} for i, score in enumerate((1.0, 0.5))]
-    assert _worst_case(known, {"failed": {"ppo:sft": [[0, 1]]}}) == {"ppo:sft": [0.5, 0.75]}
+    assert worst_case(by_prompt(known), {"ppo:sft": [[0, 1]]}) == {"ppo:sft": [0.5, 0.75]}
 
 
 def test_replies_are_judged_one_by_one(tmp_path, server, run_judge):
@@ -320,7 +314,7 @@ def test_a_run_in_one_go_needs_no_caution(judge, folder):
     assert manifest(folder)["looks"] == [] and cautions(manifest(folder)) == []
 
 
-def test_the_true_rule_looks_at_no_verdicts_of_another_judge(judge, folder, good_is_right):
+def test_the_true_rule_looks_at_no_verdicts_of_another_judge(judge, folder):
     judge("--budget_requests", 9, "--concurrency", 1)
     judge("--judge", "gold", "--gold_rule", "demo")
     assert verdicts(folder) == truth() and manifest(folder)["looks"] == []
@@ -610,7 +604,7 @@ def test_a_server_in_the_environment(judge, folder, server, monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "http://me:hunter2@localhost/v1", "http://localhost:port"])
-def test_a_bad_server_in_the_environment(address, judge, folder, server, monkeypatch, good_is_right):
+def test_a_bad_server_in_the_environment(address, judge, folder, server, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", address)
     code, _, err = judge(url=None)
     assert code == 2 and "OPENAI_BASE_URL is no address" in err and err.count("\n") == 1 and "hunter2" not in err
@@ -625,12 +619,22 @@ def test_checkpoints_against_the_reference(judge, folder, server):
     assert [(row["b"], row["prompt"]) for row in judged] == [("sft", 0), ("sft", 1)]
 
 
-def test_gold(judge, folder, server, good_is_right):
+def test_gold(judge, folder, server):
     assert judge("--judge", "gold", "--gold_rule", "demo")[0] == 0
     assert verdicts(folder) == truth() and not server.calls
     assert manifest(folder)["model"] == "demo"
     code, _, err = judge("--judge", "gold")
     assert code == 2 and "gold_rule" in err
+
+
+@pytest.mark.parametrize("change", [{"gold": None}, {"completion": "another"}])
+def test_the_true_rule_judges_the_replies_that_were_scored(change, judge, folder):
+    rows = read_jsonl(folder / "scores/ppo.jsonl")
+    write_jsonl(folder / "scores/ppo.jsonl", [*rows[:-1], rows[-1] | change])
+    code, _, err = judge("--judge", "gold", "--gold_rule", "demo")
+    assert code == 2 and "the scores of ppo are not the true rule's of its samples; run 'make score' again" in err
+    (folder / "scores/ppo.jsonl").unlink()
+    assert "scores/ppo.jsonl is missing; run 'make score' first" in judge("--judge", "gold", "--gold_rule", "demo")[2]
 
 
 def test_own_template(judge, folder, server, tmp_path):

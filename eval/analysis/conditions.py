@@ -1,12 +1,10 @@
 """What the compared runs have in common, as far as their manifests show it, and what sets them apart."""
 
 import itertools
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
-from eval.pages.sentences import listed
+from eval.analysis.results import Results
 from rlhf_trl import kl
 
 ONLINE = {"total_episodes", "num_generations"}  # settings of those that sample while they train: PPO, GRPO
@@ -14,66 +12,52 @@ ONLINE = {"total_episodes", "num_generations"}  # settings of those that sample 
 OF_A_RUN = {"seed", "data_seed", "output_dir", "dataset", "model_name_or_path", "reward_model_path"}
 
 
-def read_settings(folders: dict[str, str]) -> dict[str, dict]:
-    """The `config.yaml` of each run folder that has one."""
-    paths = {name: Path(folder) / "config.yaml" for name, folder in folders.items()}
-    return {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
-
-
-def shared(names: list[str], runs: dict[str, dict], settings: dict[str, dict], reward_model: str | None) -> list[dict]:
-    """What matched conditions ask for, each with whether it `holds`; nothing where a manifest or settings are missing.
-
-    Args:
-        names: of the policies, the reference first.
-        runs: manifests, of the policies' runs and of "reward".
-        reward_model: SHA-256 of the one that scored the replies.
-    """
+def shared(results: Results) -> list[dict]:
+    """What matched conditions ask for, and whether each `holds`; nothing where manifests or settings are missing."""
+    names, runs, settings = results.names, results.runs, results.settings
     if not (runs.keys() >= {*names, "reward"} and settings.keys() >= set(names)):
         return []
-    compared = trained(names, runs)
+    compared = _trained(results)
     scaled = [name for name in compared if "reward_model" in runs[name]["made_of"]]
     online = [name for name in compared if settings[name].keys() & ONLINE]
     offline = [name for name in compared if name not in online]
     data = {name: run["data"]["sha256"] for name, run in runs.items()}
     starts = {runs[name]["made_of"]["model"]["sha256"] for name in compared}
     rewards = {runs[name]["made_of"]["reward_model"]["sha256"] for name in scaled}
-    start = (f"{listed(compared)} started from {names[0]}", starts == {runs[names[0]]["sha256"]})
-    if compared == names:
-        start = (f"{listed(compared)} started from one model", True)
     checks = [
-        start,
-        (f"the reward model that scores the replies is the one behind {listed(scaled)}", rewards == {reward_model})
-        if scaled
-        else None,
-        (f"{listed(online)} learned on the same prompts", len({data[name] for name in online}) == 1)
-        if len(online) > 1
-        else None,
-        (
-            f"{listed(offline)} learned from the pairs of the reward model",
-            {data[name] for name in offline} == {data["reward"]},
-        )
-        if offline
-        else None,
-        ("all have one seed", len({runs[name]["seed"] for name in names}) == 1),
+        (f"{listed(compared)} started from one model", True)
+        if compared == names
+        else (f"{listed(compared)} started from {names[0]}", starts == {runs[names[0]]["sha256"]})
     ]
-    return [{"what": what, "holds": holds} for what, holds in filter(None, checks)]
+    if scaled:
+        scorer = results.scored["made_of"]["reward_model"]["sha256"]
+        what = f"the reward model that scores the replies is the one behind {listed(scaled)}"
+        checks.append((what, rewards == {scorer}))
+    if len(online) > 1:
+        same = len({data[name] for name in online}) == 1
+        checks.append((f"{listed(online)} learned on the same prompts", same))
+    if offline:
+        same = {data[name] for name in offline} == {data["reward"]}
+        checks.append((f"{listed(offline)} learned from the pairs of the reward model", same))
+    checks.append(("all have one seed", len({runs[name]["seed"] for name in names}) == 1))
+    return [{"what": what, "holds": holds} for what, holds in checks]
 
 
-def trained(names: list[str], runs: dict[str, dict]) -> list[str]:
-    """The policies whose training is compared: all but the reference (the first), unless it started where they did."""
-    starts = {runs[name]["made_of"]["model"]["sha256"] if name in runs else None for name in names}
-    return names if len(starts) == 1 and None not in starts else names[1:]
+def listed(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
 
 
-def same_method(settings: dict[str, dict], runs: dict[str, dict]) -> list[tuple[str, str]]:
+def same_method(results: Results) -> list[tuple[str, str]]:
     """Pairs of runs of one method, settings, data and models, with another seed: chance is all that sets them apart."""
+    runs = results.runs
     made_of = {
         name: [
             {key: value for key, value in own.items() if key not in OF_A_RUN},
             {role: parent["sha256"] for role, parent in runs[name]["made_of"].items()},
             runs[name]["data"]["rows"],
         ]
-        for name, own in settings.items()
+        for name, own in results.settings.items()
         if name in runs
     }
     return [
@@ -83,17 +67,26 @@ def same_method(settings: dict[str, dict], runs: dict[str, dict]) -> list[tuple[
     ]
 
 
-def differences(
-    settings: dict[str, dict], runs: dict[str, dict], policies: dict[str, dict], reward_std: float | None
-) -> dict[str, dict[str, Any]]:
-    """What sets the methods' runs apart: a row for each quantity, with a value for each run; None where it has none."""
+def differences(results: Results, policies: dict[str, dict]) -> dict[str, dict[str, Any]]:
+    """What sets the methods' runs apart: a row for each quantity, with a value for each run; None where it has none.
+
+    `policies` holds what is measured of each policy's replies.
+    """
+    reward_std = results.scored["scale"]["std"]
     columns = {
-        name: _column(values, runs[name], policies[name], reward_std)
-        for name, values in settings.items()
-        if name in runs and name in policies
+        name: _column(results.settings[name], results.runs[name], policies[name], reward_std)
+        for name in _trained(results)
+        if name in results.settings and name in results.runs
     }
     rows = next(iter(columns.values()), {})
     return {row: {name: column[row] for name, column in columns.items()} for row in rows}
+
+
+def _trained(results: Results) -> list[str]:
+    """The policies whose training is compared: all but the reference (the first), unless it started where they did."""
+    names, runs = results.names, results.runs
+    starts = {runs[name]["made_of"]["model"]["sha256"] if name in runs else None for name in names}
+    return names if len(starts) == 1 and None not in starts else names[1:]
 
 
 def _column(settings: dict, run: dict, policy: dict, reward_std: float | None) -> dict[str, Any]:
@@ -119,7 +112,7 @@ def _column(settings: dict, run: dict, policy: dict, reward_std: float | None) -
         "learning rates, sum over steps": f"{train['learning_rate_sum']:.2g}",
         "schedule": settings["lr_scheduler_type"],
         "strength of the KL (b)": "not comparable" if strength is None else f"{strength:.3g}",
-        "KL reached (nats)": policy["kl"] and f"{policy['kl']['mean']:.2f}",
+        "KL reached (nats)": policy["kl"] and f"{policy['kl'].mean:.2f}",
         "sampled at temperature": settings.get("temperature"),
         "trained weights": f"LoRA, r = {settings['lora_r']}" if settings["use_peft"] else "all",
         "seconds": train["seconds"],

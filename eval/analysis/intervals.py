@@ -1,6 +1,6 @@
 """Intervals and tests. The distributions are scipy's and statsmodels'; here is only what is used when."""
 
-from typing import NamedTuple
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from scipy.special import comb, expit
@@ -15,23 +15,34 @@ LEVEL, POWER = 0.05, 0.8
 OVERLAP = 0.05  # share of the prompts that each of two policies must have answered at greater length (or at equal)
 
 
-class Estimate(NamedTuple):
-    """A mean with its 95% confidence interval; one value alone has none."""
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% confidence interval. Without ends there is none; an upper end alone of None is infinite."""
 
     mean: float
-    lower: float | None
-    upper: float | None
+    lower: float | None = None
+    upper: float | None = None
+
+    def __format__(self, form: str) -> str:
+        """As people read it, `form` being that of each number."""
+        ends = [format(number, f"z{form}") for number in (self.mean, self.lower, self.upper) if number is not None]
+        if self.lower is None:
+            return ends[0]
+        return "{} [{}, {}]".format(*ends, *(["inf"] if self.upper is None else []))
+
+    def json(self) -> dict:
+        """As the JSON files have it: the ends are `ci`, which is None where there is no interval."""
+        others = {name: value for name, value in vars(self).items() if name not in ("lower", "upper")}
+        return others | {"ci": None if self.lower is None else [self.lower, self.upper]}
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference(Interval):
     """A mean difference in a family of them; see `family`."""
 
-    mean: float
-    lower: float
-    upper: float
-    p: float  # corrected
-    detectable: float | None  # true difference that this family shows with a power of `POWER`; None if none is
-    tipping: float | None  # sd of the difference between seeds above which it is no longer shown; None if it is not
+    p: float = 1.0  # corrected
+    detectable: float | None = None  # true difference that this family shows with a power of `POWER`
+    tipping: float | None = None  # sd of the difference between seeds above which it is no longer shown
 
     @property
     def shown(self) -> bool:
@@ -42,18 +53,13 @@ class Difference(NamedTuple):
         return -margin < self.lower and self.upper < margin
 
 
-def as_dict(value: Estimate | Difference | None, name: str = "mean") -> dict | None:
-    """An estimate as the JSON files have it: `name` and `ci`, which is None where there is no interval."""
-    return value and {name: value.mean, "ci": None if value.lower is None else [value.lower, value.upper]}
-
-
-def proportion(successes: float, n: float) -> Estimate:
+def proportion(successes: float, n: float) -> Interval:
     """A share with its Wilson interval (Wilson 1927); `n` may be an effective sample size."""
     lower, upper = proportion_confint(successes, n, alpha=LEVEL, method="wilson")
-    return Estimate(successes / n, max(float(lower), 0.0), min(float(upper), 1.0))
+    return Interval(successes / n, max(float(lower), 0.0), min(float(upper), 1.0))
 
 
-def share(values: np.ndarray) -> Estimate:
+def share(values: np.ndarray) -> Interval:
     """Mean of one value from 0 to 1 a prompt, shape (n,), with Wilson's interval.
 
     Values between 0 and 1 (ties, the mean of several replies) vary less than those that are one or the other, so each
@@ -64,21 +70,20 @@ def share(values: np.ndarray) -> Estimate:
     n, mean = len(values), float(values.mean())
     variance = values.var(ddof=1) * (n - 1) / n if n > 1 else 0.0
     effective = n * mean * (1 - mean) / variance if variance > 0 else n
-    estimate = proportion(mean * effective, effective)
-    return estimate._replace(mean=mean)
+    return replace(proportion(mean * effective, effective), mean=mean)
 
 
-def mean(values: np.ndarray, seed: int) -> Estimate:
+def bootstrap_mean(values: np.ndarray, seed: int) -> Interval:
     """Mean of one value a prompt, shape (n,), with its BCa bootstrap interval (Efron 1987); one value has none."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
-        return Estimate(float(values[0]), None, None)
+        return Interval(float(values[0]))
     if np.ptp(values) == 0:
-        return Estimate(float(values[0]), float(values[0]), float(values[0]))
+        return Interval(float(values[0]), float(values[0]), float(values[0]))
     interval = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Estimate(float(values.mean()), float(interval.low), float(interval.high))
+    return Interval(float(values.mean()), float(interval.low), float(interval.high))
 
 
 def family(differences: np.ndarray, reach: float, seed: int, bounded: bool = True) -> list[Difference]:
@@ -120,15 +125,14 @@ def family(differences: np.ndarray, reach: float, seed: int, bounded: bool = Tru
             upper=min(centre + reached, bound),
             p=p,
             detectable=detectable if (detectable := (critical + norm.ppf(POWER)) * error) < bound else None,
-            tipping=None,
         )
         if difference.shown:
-            difference = difference._replace(tipping=np.sqrt((centre / critical) ** 2 - error**2))
-        result.append(Difference(*(None if number is None else float(number) for number in difference)))
+            difference = replace(difference, tipping=np.sqrt((centre / critical) ** 2 - error**2))
+        result.append(Difference(*(None if number is None else float(number) for number in astuple(difference))))
     return result
 
 
-def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Estimate | None:
+def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Interval | None:
     """The win rate at equal length: a logistic GLM on tanh of the standardised length difference, HC1 errors.
 
     After Dubois et al. 2024 (arXiv 2404.04475), without their terms for prompt difficulty. Arrays of shape (n,).
@@ -144,17 +148,17 @@ def length_controlled(scores: np.ndarray, length_differences: np.ndarray) -> Est
     lower, upper = fit.conf_int()[0]
     if not np.isfinite([lower, upper]).all():
         return None
-    return Estimate(float(expit(fit.params[0])), float(expit(lower)), float(expit(upper)))
+    return Interval(float(expit(fit.params[0])), float(expit(lower)), float(expit(upper)))
 
 
-def kappa(first: np.ndarray, second: np.ndarray) -> Estimate | None:
+def kappa(first: np.ndarray, second: np.ndarray) -> Interval | None:
     """Cohen's kappa (1960) of two raters' labels, -1 or 1, shape (n,); None where one of them uses one label only."""
     table = np.array([[np.sum((first == i) & (second == j)) for j in (-1, 1)] for i in (-1, 1)])
     if not table.sum(0).all() or not table.sum(1).all():
         return None
     result = cohens_kappa(table)
     # the interval is a normal one, which few pairs can carry beyond what kappa can be
-    return Estimate(float(result.kappa), max(float(result.kappa_low), -1.0), min(float(result.kappa_upp), 1.0))
+    return Interval(float(result.kappa), max(float(result.kappa_low), -1.0), min(float(result.kappa_upp), 1.0))
 
 
 def best_of_n_weights(rewards: np.ndarray, n: int) -> np.ndarray:

@@ -1,110 +1,84 @@
-"""The numbers of a report, from the files that the other commands left; what is not there is None.
+"""The numbers of a report; what is not there is None. The unit is the prompt: replies to one prompt are averaged first,
+and differences are paired by prompt."""
 
-The unit is the prompt: replies to one prompt are averaged first, and differences are paired by prompt.
-"""
-
-import json
-from pathlib import Path
-
-import numpy as np
+from collections import defaultdict
 
 from eval.analysis import conditions, intervals
-from eval.analysis.comparisons import MEASURES, compare, judged, per_prompt, position_bias, signs
+from eval.analysis.comparisons import (
+    MEASURES,
+    Comparison,
+    Verdicts,
+    compare,
+    judged,
+    per_prompt,
+    position_bias,
+    signs,
+    worst_case,
+)
 from eval.analysis.overoptimisation import optimisation
 from eval.analysis.replies import by_subset, describe, rewards, untrained
-from eval.config import ReportConfig
-from rlhf_trl.errors import UserError
-from rlhf_trl.files import read_jsonl
+from eval.analysis.results import GREEDY, Results
+
+MISSING = {
+    "judge": "No judge compared the replies",
+    "probes": "No failure-mode probes were put to the policies",
+    "reward_model": "There is no card of this reward model: `make eval-reward`",
+    "data_analysis": "The data were not analysed: `make data`",
+}
 
 
-def summarise(root: Path, config: ReportConfig) -> dict:
-    """The content of `summary.json`. Estimates are dicts of `mean` and `ci`.
-
-    Raises:
-        UserError: nothing was scored yet, with other models, or there is nothing to compare.
-    """
-    names = list(config.folders)
-    if len(names) < 2:
-        raise UserError("a report compares two policies or more; name them in policies")
-    policies = {name: read_jsonl(root / "scores" / f"{name}.jsonl") for name in names}
-    for name, rows in policies.items():
-        if not rows:
-            raise UserError(f"{root / 'scores' / name}.jsonl is missing; run 'make score' first")
-    samples, scored = (_read(root / stage / "manifest.json") for stage in ("samples", "scores"))
-    greedy = {name: read_jsonl(root / "scores" / "greedy" / f"{name}.jsonl") for name in ("base", *names)}
-    greedy_policies = {name: greedy[name] for name in names}
-    judge = _read(root / "judge" / "manifest.json") or {}
-    verdicts = read_jsonl(root / "judge" / "verdicts.jsonl")
-    warm = _measures(policies, verdicts, config, "")
-    cold = _measures(greedy_policies, verdicts, config, "greedy/")
+def summarise(results: Results) -> dict:
+    """The content of `summary.json`."""
+    names, seed, runs, judge = results.names, results.config.seed, results.runs, results.judge
+    warm = _measures(results, results.policies, results.verdicts)
+    cold = _measures(results, results.greedy, results.greedy_verdicts)
     measure = next(name for name in MEASURES if warm[name])
-    compared_greedily = (
-        next(name for name in MEASURES if warm[name] and cold[name]) if all(greedy_policies.values()) else None
-    )
-
-    card = _read(root / "reward-model" / "card.json")
-    if card and card["manifest"]["reward_model"]["sha256"] != scored["made_of"]["reward_model"]["sha256"]:
-        card = None  # of another reward model
-    folders = {"reward": config.reward_model} | config.folders
-    manifests = {name: _read(Path(folder) / "manifest.json") for name, folder in folders.items()}
-    runs = {name: manifest for name, manifest in manifests.items() if manifest}
-    settings = conditions.read_settings({name: config.folders[name] for name in names})
-    base = read_jsonl(root / "scores" / "base.jsonl")
-    shown = ({"base": base} if base else {}) | policies
+    in_both = next((name for name in MEASURES if warm[name] and cold[name]), None)
     described = {
-        name: describe(rows, config.seed)
+        name: describe(rows, seed)
         | {
-            "greedy": rewards(greedy[name], config.seed),
-            "kl_is": scored["kl"].get(name),
+            "greedy": rewards(results.scores.get(f"{GREEDY}{name}", []), seed),
+            "kl_is": results.scored["kl"].get(name),
             "train": runs[name]["train"] if name in runs else None,
         }
-        for name, rows in shown.items()
+        for name, rows in results.shown.items()
     }
-    curves = _curves(root, policies, verdicts, config.seed)
-    held = conditions.shared(names, runs, settings, scored["made_of"]["reward_model"]["sha256"])
+    curves = optimisation(results.scores, names, results.verdicts, seed)
+    held = conditions.shared(results)
     summary = {
-        "profile": root.name,
-        "seed": samples["seed"],
-        "machine": samples["machine"],
-        "versions": samples["versions"],
-        "data": samples["data"],
-        "settings": samples["settings"],
+        "profile": results.root.name,
+        **{fact: results.samples[fact] for fact in ("seed", "machine", "versions", "data", "settings")},
         "reference": names[0],
         "checkpoints": names,
-        "prompts": len(per_prompt(policies[names[0]], "proxy")),
-        "smallest_difference": config.smallest_difference,
+        "prompts": len(per_prompt(results.policies[names[0]], "proxy")),
+        "smallest_difference": results.config.smallest_difference,
         "comparisons": warm[measure],
         "measures": {name: pairs for name, pairs in warm.items() if pairs},
         "signs": {
-            "measure": compared_greedily,
-            "pairs": len(cold[compared_greedily]) if compared_greedily else 0,
-            "changes": signs(warm[compared_greedily], cold[compared_greedily]) if compared_greedily else [],
+            "measure": in_both,
+            "pairs": len(cold[in_both]) if in_both else 0,
+            "changes": signs(warm[in_both], cold[in_both]) if in_both else [],
         },
         "conditions": held,
         "matched": bool(held) and all(condition["holds"] for condition in held),
-        "same_method": conditions.same_method(settings, runs),
-        "differences": conditions.differences(
-            {name: settings[name] for name in conditions.trained(names, runs) if name in settings},
-            runs,
-            described,
-            scored["scale"]["std"],
-        ),
+        "same_method": conditions.same_method(results),
+        "differences": conditions.differences(results, described),
         "policies": described,
-        "untrained": untrained(root, names[0], policies[names[0]], base, config.seed),
-        "subsets": by_subset(shown, config.seed),
+        "untrained": untrained(results),
+        "subsets": by_subset(results.shown, seed),
         "judge": judge
         | {
             "pairs": warm["win rate"],
             "greedy": cold["win rate"],
-            "first_place_wins": position_bias([verdict for verdict in verdicts if verdict["a"] in policies]),
-            "worst_case": _worst_case(verdicts, judge),
+            "first_place_wins": position_bias({p: of for p, of in results.verdicts.items() if p[0] in names}),
+            "worst_case": worst_case(results.verdicts, judge.get("failed", {})),
         }
         if warm["win rate"]
         else None,
         "optimisation": curves,
-        "probes": _probes(root, list(shown)),
-        "reward_model": card,
-        "data_analysis": _read(root / "data" / "data.json"),
+        "probes": _probes(results),
+        "reward_model": results.card,
+        "data_analysis": results.data,
         "runs": runs,
         "total_seconds": {name: _total_seconds(name, runs) for name in runs},
     }
@@ -117,60 +91,14 @@ def summarise(root: Path, config: ReportConfig) -> dict:
     return summary | {"missing": missing}
 
 
-MISSING = {
-    "judge": "No judge compared the replies",
-    "probes": "No failure-mode probes were put to the policies",
-    "reward_model": "There is no card of this reward model: `make eval-reward`",
-    "data_analysis": "The data were not analysed: `make data`",
-}
-
-
-def _measures(
-    scores: dict[str, list[dict]], verdicts: list[dict], config: ReportConfig, prefix: str
-) -> dict[str, list[dict]]:
+def _measures(results: Results, scores: dict[str, list[dict]], verdicts: Verdicts) -> dict[str, list[Comparison]]:
     """By measure, all pairs of policies; nothing where there is no such measure."""
-    if not all(scores.values()):
-        return {measure: [] for measure in MEASURES}
-    margin, seed = config.smallest_difference, config.seed
-    pairs = judged(verdicts, {prefix + name: rows for name, rows in scores.items()}, margin, seed)
-    for pair in pairs:
-        pair |= {side: pair[side].removeprefix(prefix) for side in ("a", "b", "better") if pair[side]}
-    has_gold = next(iter(scores.values()))[0]["gold"] is not None
+    margin, seed = results.config.smallest_difference, results.config.seed
     return {
-        "win rate": pairs,
-        "gold reward": compare(scores, "gold", margin, seed) if has_gold else [],
-        "proxy reward": compare(scores, "proxy", margin, seed),
+        "win rate": judged(verdicts, scores, margin, seed),
+        "gold reward": compare(scores, "gold", margin, seed) if scores and results.has_gold else [],
+        "proxy reward": compare(scores, "proxy", margin, seed) if scores else [],
     }
-
-
-def _worst_case(verdicts: list[dict], judge: dict) -> dict[str, list[float]]:
-    """Of each pair with replies that failed, the win rates if they had all been lost, and all been won."""
-    bounds = {}
-    for pair, places in judge.get("failed", {}).items():
-        known = [(row["prompt"], row["score"]) for row in verdicts if f"{row['a']}:{row['b']}" == pair]
-        bounds[pair] = [_mean_by_prompt([*known, *((prompt, end) for prompt, _ in places)]) for end in (0.0, 1.0)]
-    return bounds
-
-
-def _mean_by_prompt(values: list[tuple[int, float]]) -> float:
-    by_prompt: dict[int, list[float]] = {}
-    for prompt, value in values:
-        by_prompt.setdefault(prompt, []).append(value)
-    return float(np.mean([np.mean(some) for some in by_prompt.values()]))
-
-
-def _curves(root: Path, policies: dict[str, list[dict]], verdicts: list[dict], seed: int) -> dict:
-    checkpoints: dict[str, dict[str, list[dict]]] = {}
-    for path in (root / "scores" / "checkpoints").glob("*.jsonl"):
-        name, _, step = path.stem.rpartition("-")
-        if name in policies:
-            checkpoints.setdefault(name, {})[step] = read_jsonl(path)
-    scores: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for verdict in verdicts:
-        pair = scores.setdefault((verdict["a"], verdict["b"]), {})
-        pair.setdefault(verdict["prompt"], []).append(verdict["score"])
-    means = {pair: {prompt: float(np.mean(some)) for prompt, some in of.items()} for pair, of in scores.items()}
-    return optimisation(policies, checkpoints, read_jsonl(root / "scores" / "best_of.jsonl"), means, seed)
 
 
 def _total_seconds(name: str, manifests: dict[str, dict]) -> float:
@@ -185,27 +113,16 @@ def _total_seconds(name: str, manifests: dict[str, dict]) -> float:
     return sum(manifests[run]["train"]["seconds"] for run in needed)
 
 
-def _probes(root: Path, names: list[str]) -> dict | None:
-    """Per policy and group, how many of the checked probes passed, with Wilson's interval over the probes."""
-    files = {name: read_jsonl(root / "scores" / "probes" / f"{name}.jsonl") for name in names}
-    if not any(files.values()):
-        return None
-    result = {}
-    for name, rows in files.items():
-        groups: dict[str, list[bool]] = {}
-        for row in rows:
-            if row["passed"] is not None:
-                groups.setdefault(row["group"], []).append(row["passed"])
-        result[name] = {
-            group: {
-                "passed": sum(passed),
-                "n": len(passed),
-                **intervals.as_dict(intervals.proportion(sum(passed), len(passed))),
-            }
+def _probes(results: Results) -> dict[str, dict] | None:
+    """Per policy and group, how many of the checked probes passed, as a `share` with its interval over the probes."""
+    found = {}
+    for name in results.shown:
+        groups = defaultdict(list)
+        for row in results.scores.get(f"probes/{name}", []):
+            groups[row["group"]] += [] if row["passed"] is None else [row["passed"]]
+        found[name] = {
+            group: {"passed": sum(passed), "n": len(passed), "share": intervals.proportion(sum(passed), len(passed))}
             for group, passed in groups.items()
+            if passed
         }
-    return result
-
-
-def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found if any(name.startswith("probes/") for name in results.scores) else None

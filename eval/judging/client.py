@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -20,6 +21,18 @@ RECORD = dict.fromkeys(("request", "answer", "model", "usage", "verdict", "failu
 # Below 500 these concern one request; any other (a wrong key, an unknown model, a redirect) would meet them all
 CONCERNS_ONE_REQUEST = (400, 408, 409, 413, 422, 429)
 FEWEST_UNREACHABLE = 8  # requests in a row before a server is given up
+
+
+def read_key() -> str:
+    """The key of the judge's server, "" if there is none.
+
+    Raises:
+        UserError: it cannot be sent as a header; the HTTP client's error would show it.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY holds a character that no key has; set it again")
+    return key
 
 
 class Verdict(BaseModel):

@@ -25,6 +25,8 @@ class _Renderer(RendererHTML):
 
     def image(self, tokens: Sequence[Token], i: int, options, env: dict) -> str:
         caption, source = escapeHtml(tokens[i].content), tokens[i].attrs["src"]
+        if source not in env["images"]:  # not ours: what looks like an image is text of the data
+            return f"![{caption}]({escapeHtml(source)})"
         opening = '<figure class="wide">' if source.endswith(WIDE) else "<figure>"
         image = f'<div class="scroll"><img src="{env["images"][source]}" alt="{caption}"></div>'
         # the same words need not be read out twice
@@ -57,7 +59,7 @@ def body(text: str, images: dict[str, str]) -> dict:
         elif token.type == "td_open" and tokens[i - 1].type == "tr_open":
             token.tag = tokens[i + 2].tag = "th"
             token.attrSet("scope", "row")
-        elif token.type == "inline" and [child.type for child in token.children] == ["image"]:
+        elif token.type == "inline" and [child.attrs.get("src") in images for child in token.children] == [True]:
             tokens[i - 1].hidden = tokens[i + 1].hidden = True  # a figure is no paragraph
     parts = {"header": tokens[:first], "main": tokens[first:]}
     rendered = {

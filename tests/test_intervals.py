@@ -1,11 +1,13 @@
 """Intervals and tests, against published values and by what they must not claim."""
 
 import itertools
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
 from eval.analysis import intervals
+from eval.analysis.intervals import Interval
 
 NAMES = ["sft", "ppo", "grpo", "dpo"]
 PAIRS = [(b, a) for a, b in itertools.combinations(range(4), 2)]
@@ -130,13 +132,15 @@ def test_the_tipping_point_is_where_chance_between_seeds_hides_a_difference():
 
 def test_wilson_interval():
     """The example of Newcombe (1998), table I: 81 of 263."""
-    assert intervals.proportion(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert intervals.share(np.repeat([1, 0], [81, 182])) == pytest.approx(intervals.proportion(81, 263))
+    assert astuple(intervals.proportion(81, 263))[1:] == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert astuple(intervals.share(np.repeat([1, 0], [81, 182]))) == pytest.approx(
+        astuple(intervals.proportion(81, 263))
+    )
 
 
 def test_a_share_of_60_of_60_is_not_certain():
-    assert intervals.share(np.ones(60)) == pytest.approx((1.0, 0.9398, 1.0), abs=1e-4)
-    assert intervals.share(np.full(300, 0.5))[1:] == pytest.approx((0.444, 0.556), abs=1e-3)
+    assert astuple(intervals.share(np.ones(60))) == pytest.approx((1.0, 0.9398, 1.0), abs=1e-4)
+    assert astuple(intervals.share(np.full(300, 0.5)))[1:] == pytest.approx((0.444, 0.556), abs=1e-3)
 
 
 @pytest.mark.parametrize("replies", [1, 4])
@@ -147,20 +151,20 @@ def test_intervals_of_shares_cover(rate, replies):
     for study in range(1000):
         rng = np.random.default_rng([study, round(100 * rate)])
         easy = np.clip(rng.normal(rate, 0.05, 100), 0, 1)[:, None]
-        _, lower, upper = intervals.share((rng.random((100, replies)) < easy).mean(1))
-        hits += lower <= rate <= upper
+        interval = intervals.share((rng.random((100, replies)) < easy).mean(1))
+        hits += interval.lower <= rate <= interval.upper
     assert 930 <= hits <= 970
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_themselves():
-    assert intervals.mean(np.array([3.0]), seed=0) == (3.0, None, None)
-    assert intervals.mean(np.zeros(10), seed=0) == (0, 0, 0)
+    assert intervals.bootstrap_mean(np.array([3.0]), seed=0) == Interval(3.0)
+    assert intervals.bootstrap_mean(np.zeros(10), seed=0) == Interval(0, 0, 0)
 
 
 def test_bootstrap_interval_of_normal_values_is_the_t_interval():
     values = np.random.default_rng(1).normal(2, 1, 400)
     half = 1.966 * values.std(ddof=1) / 20
-    estimate = intervals.mean(values, seed=0)
+    estimate = intervals.bootstrap_mean(values, seed=0)
     assert estimate.mean == pytest.approx(values.mean())
     # a bootstrap endpoint of 9,999 resamples has a standard error of about 2% of the half width
     assert (estimate.lower, estimate.upper) == pytest.approx(
@@ -206,3 +210,9 @@ def test_best_of_n_is_the_mean_of_all_draws():
         draws = [max(draw, key=lambda i: rewards[0, i]) for draw in itertools.combinations(range(6), n)]
         expected = np.mean([gold[0, i] for i in draws])
         assert (intervals.best_of_n_weights(rewards, n) * gold).sum(1)[0] == pytest.approx(expected)
+
+
+def test_an_interval_is_printed_and_written_in_one_way():
+    assert f"{Interval(-0.001, -0.5, 0.25):.2f}" == "0.00 [-0.50, 0.25]"
+    assert f"{Interval(2.0, 1.5):.1f}" == "2.0 [1.5, inf]" and f"{Interval(2.0):.0f}" == "2"
+    assert Interval(2.0, 1.5).json() == {"mean": 2.0, "ci": [1.5, None]} and Interval(2.0).json()["ci"] is None
