@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import yaml
 
-from eval.config import EvalConfig
+from eval import report
+from eval.config import ReportConfig
 from rlhf_trl import kl
 from rlhf_trl.files import write_json, write_jsonl
+from rlhf_trl.provenance import LAYOUT, Task
 
 NAMES = ["sft", "ppo", "dpo"]
 COMMON = {"learning_rate": 0.1, "lr_scheduler_type": "linear", "use_peft": False, "processes": 1, "max_steps": -1}
@@ -37,24 +39,25 @@ def made_up_run(
     versions = {"trl": f"1.{seed}"}
     machine = {"cpu": f"cpu{seed}", "threads": 10 + seed, "gpus": []}
     settings = {"temperature": 1.0 + seed, "replies": 20 + seed}
-    write_json(
-        root / "samples/manifest.json",
-        {"seed": seed, "data": data, "versions": versions, "machine": machine, "settings": settings},
-    )
-    reward_model = {"sha256": "reward", "mean": 0.5, "std": 0.3 * seed}
-    models = {"reference": {"path": str(root / "sft")}, "reward_model": reward_model}
-    write_json(root / "scores/manifest.json", models | {"kl": dict.fromkeys(("base", *NAMES), "exact")})
+    ours = {"layout": LAYOUT, "folder": "f", "sha256": "s", "made_of": {}}
+    facts = {"seed": seed, "data": data, "versions": versions, "machine": machine, "settings": settings}
+    write_json(root / "samples/manifest.json", ours | facts)
+    scored = {"options": {"reference": "sft"}, "made_of": {"reward_model": {"path": "r", "sha256": "reward"}}}
+    scored |= {"scale": {"mean": 0.5, "std": 0.3 * seed}, "kl": dict.fromkeys(("base", *NAMES), "exact")}
+    write_json(root / "scores/manifest.json", ours | scored)
     for i, name in enumerate(["reward", *NAMES]):
-        parents = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
+        made_of = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
         if name in ("ppo", "dpo"):
-            parents["reward_model"] = {"path": "reward", "sha256": "reward"}
+            made_of["reward_model"] = {"path": "reward", "sha256": "reward"}
         train = {"seconds": 100.5 * seed + i, "peak_memory_mb": 500 * seed + i, "tokens": 77 * seed + i}
         manifest = {
             "seed": 70 + seed,
             "created": f"202{seed}",
             "data": {"rows": 1000 + seed, "dataset": "d", "sha256": f"{seed}{i % 3}" * 32},
             "sha256": name,
-            "parents": parents,
+            "layout": LAYOUT,
+            "folder": str(root / name),
+            "made_of": made_of,
             "train": train | {"optimizer_steps": 11 * seed + i, "learning_rate_sum": seed / 7 + i},
         }
         write_json(root / name / "manifest.json", manifest)
@@ -87,7 +90,7 @@ def made_up_run(
         failed = {"ppo:sft": [[prompts + i, 0] for i in range(seed)]}
         judge = {"judge": "gold", "failures": {"ppo:sft": {"unparsable": 5 * seed}}, "failed": failed}
         looks = [{"seen": 12 * seed, "planned": 14 * seed}]
-        write_json(root / "judge/manifest.json", judge | {"pending": 11 * seed, "looks": looks})
+        write_json(root / "judge/manifest.json", ours | judge | {"pending": 11 * seed, "looks": looks})
     if "optimisation" in stages:
         best = [row(rng, i // 4, float(rng.random() < 0.5)) | {"reply": i % 4, "kl": None} for i in range(12 * seed)]
         write_jsonl(root / "scores/best_of.jsonl", best)
@@ -111,7 +114,14 @@ def made_up_run(
         write_json(root / "reward-model/card.json", card)
         write_json(root / "data/data.json", {"rows": 5})
     config = {"output_dir": str(root), "policies": NAMES, "reward_model": str(root / "reward"), "seed": seed}
-    return EvalConfig(**config, smallest_difference=0.017 * seed)
+    return ReportConfig(**config, smallest_difference=0.017 * seed)
+
+
+def write_report(config: ReportConfig):
+    """The folder of the report that the command makes of these files."""
+    task = Task.of("report", vars(config), {}, config.reads)
+    report.main(task, config)
+    return task.folder
 
 
 def row(rng, i: int, gold: float) -> dict:

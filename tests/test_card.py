@@ -12,6 +12,7 @@ from eval import __main__ as command
 from eval.analysis.calibration import calibrated_error, deciles, expected_calibration_error, reliability, temperature
 from eval.metrics import PairwiseAccuracy, WinRate
 from eval.reward_model import analyse, macro, patterns, spearman
+from rlhf_trl.files import read_jsonl
 
 
 def test_pairwise_accuracy():

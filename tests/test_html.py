@@ -11,12 +11,13 @@ import yaml
 
 from eval.analysis import intervals
 from eval.analysis.intervals import Interval
-from eval.config import EvalConfig
+from eval.config import ReportConfig
 from eval.pages import figures
-from eval.report import write_report
 from rlhf_trl import kl
 from rlhf_trl.files import read_jsonl, write_json, write_jsonl
+from rlhf_trl.provenance import LAYOUT
 from tests.browser import Browser, find
+from tests.made_up_run import write_report
 
 NAMES = ["sft", "ppo", "grpo", "dpo"]
 PROMPTS, REPLIES = 30, 2
@@ -79,10 +80,11 @@ def made_up_run(root: Path, full: bool) -> Path:
         "machine": machine,
         "settings": {"temperature": 1.0, "replies": replies},
     }
-    write_json(root / "samples/manifest.json", samples)
-    models = {"reference": {"path": str(root / "sft"), "sha256": "sft"}, "reward_model": {"sha256": "reward"}}
-    models["kl"] = {"ppo": "sampled", "grpo": "exact"}
-    write_json(root / "scores/manifest.json", models)
+    ours = {"layout": LAYOUT, "folder": "f", "sha256": "s", "made_of": {}}
+    write_json(root / "samples/manifest.json", ours | samples)
+    scored = {"options": {"reference": "sft"}, "made_of": {"reward_model": {"path": "r", "sha256": "reward"}}}
+    scored |= {"scale": {"mean": 0.0, "std": 1.0}, "kl": {"ppo": "sampled", "grpo": "exact"}}
+    write_json(root / "scores/manifest.json", ours | scored)
     for name in ("reward", *NAMES):
         train = {"seconds": 10.5, "peak_memory_mb": 700, "tokens": 123456}
         train |= {"optimizer_steps": 16, "learning_rate_sum": 0.008}
@@ -90,7 +92,7 @@ def made_up_run(root: Path, full: bool) -> Path:
         manifest["made_of"] = {"model": {"path": "base", "sha256": None if name == "sft" else "sft"}}
         if full and name in NAMES[1:]:
             manifest["made_of"]["reward_model"] = {"path": "reward", "sha256": "reward"}
-        write_json(root / name / "manifest.json", manifest)
+        write_json(root / name / "manifest.json", ours | manifest)
         if full:
             (root / name / "config.yaml").write_text(yaml.safe_dump(settings(name)))
         for curves in (root / name / "curves.svg", root / name / "curves.png"):
@@ -109,7 +111,7 @@ def made_up_run(root: Path, full: bool) -> Path:
         write_jsonl(root / "judge/verdicts.jsonl", verdicts)
         manifest = {"judge": "openai", "model": "m", "failures": {"ppo:sft": {"unparsable": 2}}, "pending": 1}
         manifest |= {"failed": {"ppo:sft": [[20, 0]]}, "looks": [{"seen": 9, "planned": 20}]}
-        write_json(root / "judge/manifest.json", manifest)
+        write_json(root / "judge/manifest.json", ours | manifest)
         write_jsonl(root / "scores/best_of.jsonl", rows(rng, "sft", full, prompts=10, replies=4))
         write_jsonl(root / "scores/colder/sft-0.7.jsonl", rows(rng, "sft", full, replies=REPLIES))
         for name in NAMES[1:]:
@@ -125,7 +127,7 @@ def made_up_run(root: Path, full: bool) -> Path:
         write_json(root / "data/data.json", {"rows": 5})
         for stem, suffix in itertools.product(("reward_distributions", "reliability"), (".svg", ".png")):
             (root / f"reward-model/{stem}{suffix}").write_text(SVG)
-    return write_report(EvalConfig(output_dir=str(root), policies=NAMES)) / "report.html"
+    return write_report(ReportConfig(output_dir=str(root), policies=NAMES)) / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def run_judge(monkeypatch, capsys):
     """Run the command; returns exit code, last line of stdout, stderr. The key is never in what is left behind."""
 
     def call(folder: Path, url: str | None, *options) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eval", "judge", *command(folder, url), *map(str, options)])
+        monkeypatch.setattr(sys, "argv", ["eval", "judge", "--fresh", *command(folder, url), *map(str, options)])
         capsys.readouterr()
         try:
             main()

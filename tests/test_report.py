@@ -9,12 +9,11 @@ import yaml
 from eval.analysis import intervals
 from eval.analysis.results import Results
 from eval.analysis.summary import summarise
-from eval.config import EvalConfig
+from eval.config import ReportConfig
 from eval.pages import sentences
-from eval.report import write_report
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import file_hash, write_json, write_jsonl
-from tests.made_up_run import made_up_run, row
+from rlhf_trl.files import read_json, write_json, write_jsonl
+from tests.made_up_run import made_up_run, row, write_report
 
 
 def test_no_number_is_typed_in(tmp_path, monkeypatch):
@@ -140,29 +139,18 @@ def test_missing_stages_are_said_to_be_missing(tmp_path):
             assert words in text
         assert "were not analysed" in text
     with pytest.raises(UserError, match="make score"):
-        Results(EvalConfig(output_dir=str(tmp_path), policies=["sft", "grpo"]))
+        Results(ReportConfig(output_dir=str(tmp_path), policies=["sft", "grpo"]))
 
 
 def test_what_was_made_with_other_models_is_not_reported(tmp_path):
     config = made_up_run(tmp_path, 3, 30, 0.5)
-    models = {"kl": {}, "reference": {"path": "other"}, "reward_model": {"sha256": "other"}}
-    write_json(tmp_path / "scores/manifest.json", models)
-    with pytest.raises(UserError, match="the scores' reference is other"):
+    manifest = tmp_path / "scores/manifest.json"
+    scored = read_json(manifest)
+    write_json(manifest, scored | {"options": {"reference": "ppo"}})
+    with pytest.raises(UserError, match="the scores' reference is not sft"):
         summarise(Results(config))
-    write_json(tmp_path / "scores/manifest.json", models | {"reference": {"path": str(tmp_path / "sft")}})
+    write_json(manifest, scored | {"made_of": {"reward_model": {"path": "r", "sha256": "other"}}})
     assert summarise(Results(config))["reward_model"] is None
-
-
-def test_verdicts_on_other_replies_are_refused(tmp_path):
-    config = made_up_run(tmp_path, 3, 30, 0.5)
-    write_jsonl(tmp_path / "samples/ppo.jsonl", [{"completion": "one"}])
-    judge = yaml.safe_load((tmp_path / "judge/manifest.json").read_text())
-    judge["samples"] = {"ppo": file_hash(tmp_path / "samples/ppo.jsonl")}
-    write_json(tmp_path / "judge/manifest.json", judge)
-    assert summarise(Results(config))["judge"]
-    write_jsonl(tmp_path / "samples/ppo.jsonl", [{"completion": "another"}])
-    with pytest.raises(UserError, match="the verdicts are on other replies of ppo"):
-        summarise(Results(config))
 
 
 def test_an_evaluation_by_subset_shows_who_refuses_everything(tmp_path):
