@@ -99,7 +99,7 @@ BANDITS = {
 
 
 def joint(conditionals: list[np.ndarray]) -> np.ndarray:
-    """Probabilities of answers, (tokens ** length,), from those of each token given `i` before it, (tokens ** i, tokens)."""
+    """Probabilities of answers, (tokens ** length,), from those of a token given i before it, (tokens ** i, tokens)."""
     probabilities = np.ones(1)
     for conditional in conditionals:
         probabilities = (probabilities[:, None] * conditional).ravel()
@@ -133,7 +133,7 @@ def write_reference(bandit: Bandit, folder: str, seed: int) -> None:
 
 
 class TrueReward(torch.nn.Module):
-    """A bandit's reward as reward models are called: whole by `Reward`; by TRL's PPOTrainer the backbone, then `score`."""
+    """A bandit's reward as reward models are called: by `Reward` whole, by TRL's PPOTrainer backbone and `score`."""
 
     base_model_prefix = "backbone"
     device = torch.device("cpu")

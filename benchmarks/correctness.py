@@ -133,15 +133,15 @@ def plot(runs: list[Run], path: Path) -> None:
         x = np.arange(len(bandit.reference))
         answers.bar(x, bandit.reference, 0.9, color="0.85", label="reference")
         answers.hlines(bandit.optimum(b), x - 0.45, x + 0.45, color="black", label="optimum")
-        for i, method in enumerate(METHODS_OF[name]):
+        for method in METHODS_OF[name]:
+            i = [*METHODS].index(method)
             some = [run for run in runs if (run.bandit, run.method, run.strength) == (name, method, b)]
-            color = f"C{[*METHODS].index(method)}"
             low, mean, high = span([run.policies[-1] for run in some])
             errors = (mean - low, high - mean)
-            answers.errorbar(x + 0.2 * i - 0.3, mean, errors, fmt="o", markersize=3, color=color, label=method)
+            answers.errorbar(x + 0.2 * i - 0.3, mean, errors, fmt="o", markersize=3, color=f"C{i}", label=method)
             low, mean, high = span([run.distance(shares) for run in some])
-            distances.plot(shares, mean, color=color)
-            distances.fill_between(shares, low, high, alpha=0.2, color=color)
+            distances.plot(shares, mean, color=f"C{i}")
+            distances.fill_between(shares, low, high, alpha=0.2, color=f"C{i}")
         distances.axhline(TARGET, color="grey", linestyle="--")
         answers.set(title=f"{name}, b = {b}", ylabel="probability")
         answers.set_xticks(x, bandit.answers, fontsize="small")
