@@ -202,29 +202,6 @@ def grpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, 
     return CorrectedGRPOTrainer(frame=frame, reward=reward, model=policy, args=args, train_dataset=prompts)
 
 
-class PairTrainer(DPOTrainer):
-    """DPOTrainer made fast for very many very short answers: its rows are token ids, which TRL need not make of text,
-    and log-probabilities are computed without TRL's loop over the rows."""
-
-    def _prepare_dataset(self, dataset: Dataset, *_) -> Dataset:
-        return dataset
-
-    def compute_loss(self, *args, **kwargs):
-        def log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-            return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-
-        with patch("trl.trainer.dpo_trainer.selective_log_softmax", log_probabilities):
-            return super().compute_loss(*args, **kwargs)
-
-
-def collate(pairs: list[dict]) -> dict[str, torch.Tensor]:
-    """What TRL's collator makes of answers of one length, in a fraction of its time."""
-    ids = torch.tensor([[PROMPT, *pair[answer]] for answer in ("chosen_ids", "rejected_ids") for pair in pairs])
-    answers = torch.ones_like(ids)
-    answers[:, 0] = 0
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": answers}
-
-
 def dpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, settings: dict) -> Trainer:
     """DPO on pairs of the reference's answers, preferred with Bradley and Terry's probability."""
     rng = np.random.default_rng(settings["seed"])
@@ -236,7 +213,20 @@ def dpo(bandit: Bandit, policy: PreTrainedModel, strength: float, rounds: int, s
     chosen, rejected = np.stack(np.unravel_index(pairs.T, bandit.grid), -1).tolist()
     rows = Dataset.from_dict({"prompt_ids": [[PROMPT]] * len(pairs), "chosen_ids": chosen, "rejected_ids": rejected})
     args = DPOConfig(**settings, num_train_epochs=1, per_device_train_batch_size=PAIR_BATCH, beta=strength)
-    return PairTrainer(policy, args=args, train_dataset=rows, data_collator=collate)
+    return DPOTrainer(policy, args=args, train_dataset=rows, data_collator=collate)
+
+
+def collate(pairs: list[dict]) -> dict[str, torch.Tensor]:
+    """What TRL's collator makes of answers of one length, in a fraction of its time."""
+    ids = torch.tensor([[PROMPT, *pair[answer]] for answer in ("chosen_ids", "rejected_ids") for pair in pairs])
+    answers = torch.ones_like(ids)
+    answers[:, 0] = 0
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": answers}
+
+
+def log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Those of the ids, shape (rows, length), under logits of shape (rows, length, tokens), without TRL's loop."""
+    return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
 CORRECTED, PLAIN = "corrected PPO", "TRL's own PPO"
@@ -286,7 +276,10 @@ def train(name: str, method: str, strength: float, seed: int, rounds: int = ROUN
     settings = {"seed": seed, "learning_rate": learning_rate, "lr_scheduler_type": "linear"}
     settings |= {"max_grad_norm": MAX_GRAD_NORM, "gradient_checkpointing": False, "use_cpu": True, "bf16": False}
     settings |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    ids_as_they_are = patch.object(DPOTrainer, "_prepare_dataset", lambda self, rows, *_: rows)
+    fast = patch("trl.trainer.dpo_trainer.selective_log_softmax", log_probabilities)
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, ids_as_they_are, fast, silence:
         write_reference(bandit, folder, seed)
         transformers.set_seed(seed)
         policy = transformers.AutoModelForCausalLM.from_pretrained(folder)

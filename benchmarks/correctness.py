@@ -26,7 +26,7 @@ from eval.figures import SVG
 
 TARGET = 0.05  # up to this total variation the optimum counts as reached
 SHARES = (0.1, 0.5)  # of the training, after which the two PPO trainers are compared
-HEADER = ["b", "policy", "TV, mean", "TV, largest", "KL from the reference (nats)", "E[reward]", "E[reward] - b KL"]
+TITLES = ["b", "policy", "TV, mean", "TV, largest", "KL from the reference (nats)", "E[reward]", "E[reward] - b KL"]
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def nearer(ppos: dict[str, list[Run]]) -> str:
 
 def table(runs: list[Run]) -> str:
     """A Markdown table with a row for the reference, the optimum and each method on one bandit, by b."""
-    name, rows = runs[0].bandit, [HEADER]
+    name, rows = runs[0].bandit, []
     bandit = BANDITS[name]
     for b in STRENGTHS:
         policies = {"reference": [bandit.reference], "optimum": [bandit.optimum(b)]}
@@ -119,7 +119,7 @@ def table(runs: list[Run]) -> str:
             distances = total_variation(np.array(some), bandit.optimum(b))
             means = np.mean([(bandit.kl(p), p @ bandit.reward, bandit.objective(p, b)) for p in some], 0)
             numbers = [distances.mean(), distances.max(), *means]
-            rows.append([f"{b}", policy, *(f"{number:.3f}" for number in numbers)])
+            rows.append(dict(zip(TITLES, [f"{b}", policy, *(f"{number:.3f}" for number in numbers)], strict=True)))
     return markdown_table(rows)
 
 

@@ -20,7 +20,7 @@ def render(template: str, **values) -> str:
     return environment.get_template(template).render(made | values)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    """A table in Markdown; the first row holds the titles."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """A table in Markdown; the keys are the titles."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], *(row.values() for row in rows))]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
