@@ -1,16 +1,14 @@
 """One training in a process of its own, measured: any script, or TRL's PPO or GRPO as one writes them without us.
 
     python benchmarks/measured.py FIGURES.json recipes/dpo.py --config configs/demo/dpo.yaml
-    python benchmarks/measured.py --profile FIGURES.json recipes/dpo.py --config configs/demo/dpo.yaml
-    python benchmarks/measured.py FIGURES.json ppo --config ppo.yaml
+    python benchmarks/measured.py --profile FIGURES.json ppo --config ppo.yaml
 
-`benchmarks/speed.py` runs all trainings through this. Its figures are of the trainer's loop and of DPO's pass under the
-reference: seconds, tokens of the batches with and without padding, optimizer steps, sampled replies and their mean
-reward in the last quarter of the updates, peak memory and, with --profile, the shares of the time by operator.
+`benchmarks/speed.py` runs all trainings through this. The figures are of the trainer's loop and of DPO's pass under the
+reference; `tokens` are those of the batches without padding, `positions` with it, and `last reward` is the mean of the
+replies in the last quarter of the updates. With --profile there are shares of the time by kind of operator, too.
 """
 
 import argparse
-import functools
 import json
 import runpy
 import sys
@@ -18,11 +16,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
 from setups import parsed
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 from trl import DPOTrainer, GRPOTrainer, get_peft_config
 from trl.experimental.ppo import PPOTrainer
 
@@ -55,7 +54,7 @@ def main() -> None:
 def timed(method: Callable, after: Callable[[Trainer], None] | None = None, profile: bool = False) -> Callable:
     """A trainer's method that adds its seconds to `figures`, and then what `after` tells of the trainer."""
 
-    @functools.wraps(method)
+    @wraps(method)
     def wrapper(self, *args, **options):
         start = time.perf_counter()
         with torch.profiler.profile() if profile else nullcontext() as profiler:
@@ -78,7 +77,7 @@ def timed(method: Callable, after: Callable[[Trainer], None] | None = None, prof
 def counted(step: Callable) -> Callable:
     """`Trainer.training_step`, adding the tokens of its batches to `figures`; GRPO's are yet to be sampled."""
 
-    @functools.wraps(step)
+    @wraps(step)
     def wrapper(self, model, inputs, *args, **options):
         if "attention_mask" in inputs:
             figures["tokens"] += int(inputs["attention_mask"].sum())
@@ -105,19 +104,19 @@ def ppo(options: list[str]) -> None:
     prompts that fit."""
     data, model_config, *_, args = parsed("ppo", *options)
     frame, peft_config = load_frame(model_config.model_name_or_path), get_peft_config(model_config)
-    prompts = build_dataset(data, "policy", frame, args.seed)
-
-    def model(kind: type, path: str) -> PreTrainedModel:
-        return kind.from_pretrained(path, dtype=model_config.dtype)
-
+    policy = partial(AutoModelForCausalLM.from_pretrained, model_config.model_name_or_path, dtype=model_config.dtype)
+    scorer = partial(
+        AutoModelForSequenceClassification.from_pretrained, args.reward_model_path, dtype=model_config.dtype
+    )
+    prompts = build_dataset(data, "policy", frame, args.seed).select_columns(["prompt_ids"])
     trainer = PPOTrainer(
         args=args,
         processing_class=frame.tokenizer,
-        model=model(AutoModelForCausalLM, model_config.model_name_or_path),
-        ref_model=None if peft_config else model(AutoModelForCausalLM, model_config.model_name_or_path),
-        reward_model=model(AutoModelForSequenceClassification, args.reward_model_path),
-        value_model=model(AutoModelForSequenceClassification, args.reward_model_path),
-        train_dataset=prompts.select_columns(["prompt_ids"]).rename_column("prompt_ids", "input_ids"),
+        model=policy(),
+        ref_model=None if peft_config else policy(),
+        reward_model=scorer(),
+        value_model=scorer(),
+        train_dataset=prompts.rename_column("prompt_ids", "input_ids"),
         peft_config=peft_config,
     )
     trainer.train()
