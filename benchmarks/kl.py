@@ -8,6 +8,7 @@ can lower, and of the estimate given the prompts, from the spread of several rep
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", type=Path, help="folder of a profile, with run folders and samples")
     parser.add_argument("--replies", type=int, default=200)
-    parser.add_argument("--policies", nargs="+", default=["ppo", "grpo", "dpo"])
-    parser.add_argument("--reference", default="sft")
     options = parser.parse_args()
-    folder = str(options.profile / options.reference)
-    frame = load_frame(folder)
-    reference = load_policy(folder, frame.tokenizer, "float32").to(device())
-    columns = ("mean", "error", "given prompts", "lowest")
-    print(f"{'policy':8}{'estimate':10}" + "".join(f"{column:>15}" for column in columns))
-    for name in options.policies:
-        policy = load_policy(str(options.profile / name), frame.tokenizer, "float32").to(device())
+    frame = load_frame(str(options.profile / "sft"))
+    print(f"{'policy':8}{'estimate':10}{'mean':>15}{'error':>15}{'given prompts':>15}{'lowest':>15}")
+    for name in ("ppo", "grpo", "dpo"):
+        folders = options.profile / name, options.profile / "sft"
+        policy, sft = (load_policy(str(folder), frame.tokenizer, "float32").to(device()) for folder in folders)
         rows = read_jsonl(options.profile / f"samples/{name}.jsonl")[: options.replies]
-
-        def read(compute, rows=rows) -> np.ndarray:
-            replies = rows[-1]["reply"] + 1
-            return np.array(in_batches(compute, frame, 16, None, rows)).reshape(-1, replies)
-
-        exact = read(lambda *ids, policy=policy: kl.exact(policy, reference, *ids))
-        sampled = read(lambda *ids, policy=policy: kl.log_probabilities(policy, *ids))
-        sampled -= read(lambda *ids: kl.log_probabilities(reference, *ids))
-        for estimate, values in (("exact", exact), ("sampled", sampled)):
+        measures = [partial(kl.exact, policy, sft), *(partial(kl.log_probabilities, model) for model in (policy, sft))]
+        exact, ours, theirs = (np.array(in_batches(measure, frame, 16, None, rows)) for measure in measures)
+        for estimate, flat in (("exact", exact), ("sampled", ours - theirs)):
+            values = flat.reshape(-1, rows[-1]["reply"] + 1)  # (prompts, replies)
             within = (values.var(axis=1, ddof=1).mean() / values.size) ** 0.5 if values.shape[1] > 1 else np.nan
             numbers = values.mean(), values.mean(1).std(ddof=1) / len(values) ** 0.5, within, values.min()
             print(f"{name:8}{estimate:10}" + "".join(f"{number:15.4f}" for number in numbers))

@@ -1,195 +1,132 @@
-"""How fast this project is beside plain TRL, and its evaluation beside plain loops. Both sides do the same, in turns.
+"""How fast this project is beside plain TRL, and its evaluation beside plain loops: docs/benchmarks.md.
 
     make bench
-    python benchmarks/speed.py runs/demo --model MODEL --dataset DATA --subjects reward dpo
+    python benchmarks/speed.py runs/demo runs/smollm2
+    python benchmarks/speed.py runs/demo --only judge start
 
-The demo's folder has its sft and reward. With MODEL (a small chat model) and DATA (pairs in HH-RLHF's layout) all but
-judge and start are measured on these, too. Each turn leaves a record in WORK and is not run again, unless
-sizes, machine or versions changed: after an interrupt the same command goes on. After a change of our code or configs
-give `--fresh`. Writes OUTPUT.
+Each folder is that of a profile, and has its sft and reward. What was measured stays in its folder bench: after an
+interrupt the same command goes on. After a change of code, configs or models delete that.
 """
 
 import argparse
-import itertools
+import hashlib
 import json
-import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import datasets
 import psutil
 import transformers
-from jinja2 import Environment, StrictUndefined
-from sides import NO_CHECKPOINTING, OURS, turn
-from subjects import SUBJECTS
-from worlds import World, demo, options, pretrained
+from contestants import COMPARISONS, DELAY, OURS, recorded
+from pages import markdown_table, render
+from setups import Setup, parsed
 
-from eval.analysis.calibration import accuracy
-from eval.check import SPLITS, Step
-from rlhf_trl.config import RECIPES, parse
-from rlhf_trl.errors import UserError, check_writable, cli
+from rlhf_trl.cli import cli
+from rlhf_trl.config import RECIPES
+from rlhf_trl.errors import check_writable
 from rlhf_trl.files import write_atomically
 from rlhf_trl.measure import machine, versions
+from rlhf_trl.memory import estimate
+from rlhf_trl.models import read_config
 
-PAGE = """\
-# Speed
-
-This project beside plain TRL, and its evaluation beside plain loops. `benchmarks/speed.py` wrote this page from what it
-measured:
-
-```bash
-{{ command }}
-```
-
-{{ dates | join(", ") }}; {{ ([machine.cpu] + machine.gpus) | join(", ") }}, threads: {{ machine.threads }};
-{{ versions | join(", ") }}.
-
-The sides took {{ turns }} turns each, in an order that was turned round every time, so that a drift of the machine
-cancels. Figures are medians over a side's turns. "Ours / this" is the median of the ratios within the pairs of turns,
-which need not be that of the medians, with the smallest and the largest; above 1, ours is faster, or takes more memory.
-The speed of a training is that of its loop, without imports, loading and saving.
-{% for subject, rows in tables %}
-
-## {{ subject.title }}
-
-{{ subject.note }}
-
-{% for row in rows %}
-| {{ row | join(" | ") }} |
-{% if loop.first %}
-|{{ "---|" * row | length }}
-{% endif %}
-{% endfor %}
-{% endfor %}
-
-## Memory, as estimated
-
-What `make check` estimates for our sides above, before anything runs, and what they took at their peak.
-
-{% for row in estimates %}
-| {{ row | join(" | ") }} |
-{% if loop.first %}
-|{{ "---|" * row | length }}
-{% endif %}
-{% endfor %}
-
-## Sizes
-
-What differs from the profiles' configs, on both sides:
-
-{% for world in worlds %}
-{% for recipe, changes in world.changes.items() %}
-- {{ world.name }}, {{ recipe }}:{% for item in changes.items() %} `{{ item | join(" ") }}`{{ "," if not loop.last }}\
-{% endfor %}
-
-{% endfor %}
-{% endfor %}
-"""
+REPETITIONS = {"profile": 1, "padding": 1, "sft": 1, "start": 5}  # of what is not compared
+WITHOUT_MODEL = ("judge", "start")
+HIDDEN = ("tokens", "positions", "episodes", "useful share a pass")
+SPEED = "speed, ours / this"
+RATIOS = {"useful tokens a second": SPEED, "episodes a second": SPEED, "items a second": SPEED}
+RATIOS |= {"useful share a pass": "by arithmetic", "peak memory (MB)": "memory, ours / this"}
 
 
 @cli
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path)
-    parser.add_argument("--model")
-    parser.add_argument("--dataset")
-    parser.add_argument("--pairs", type=int, default=48, help="pairs to train MODEL on")
-    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--pairs_of_runs", type=int, default=3, help="turns of each side")
-    parser.add_argument("--fresh", action="store_true", help="run all of it again")
-    parser.add_argument("--work", type=Path, help="folder for the records, by default DEMO/bench")
+    parser.add_argument("profiles", type=Path, nargs="+", help="folders of profiles, with sft and reward trained")
+    parser.add_argument("--repetitions", type=int, default=3, help="by each contestant")
+    parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), help="print these tables, and write no page")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"), help="the page")
     args = parser.parse_args()
     libraries = psutil.Process().memory_info().rss
-    if bool(args.model) != bool(args.dataset):
-        raise UserError("--model and --dataset go together")
     check_writable(args.output.parent)
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
-    work = args.work or args.demo / "bench"
-    if args.fresh:
-        shutil.rmtree(work, ignore_errors=True)
-    worlds = [demo(args.demo, work / "demo")]
-    if args.model:
-        worlds.append(pretrained(args.model, args.dataset, args.pairs, work / "model"))
-    tables = [(SUBJECTS[name], table(name, worlds, args.pairs_of_runs)) for name in args.subjects]
-    page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True).from_string(PAGE)
-    text = page.render(
-        tables=tables,
-        estimates=estimates(worlds, [name for name in args.subjects if name in SPLITS], libraries),
-        worlds=worlds,
-        turns=args.pairs_of_runs,
-        command=anonymous(args),
-        dates=sorted({json.loads(path.read_text())["date"] for path in work.rglob("record.json")}),
-        machine=machine(),
-        versions=[" ".join(item) for item in versions().items()],
-    )
-    write_atomically(args.output, text)
-    print(f"The result is in {args.output}")
+    setups, tables = [Setup(folder) for folder in args.profiles], {}
+    for name in args.only or COMPARISONS:
+        tables[name] = markdown_table(list(rows(name, setups, args.repetitions)))
+        print(f"\n{tables[name]}\n", flush=True)
+    if not args.only:
+        tables["memory"] = markdown_table(list(memory_rows(setups, libraries)))
+        values = {"tables": tables, "setups": setups, "repetitions": args.repetitions, "delay": DELAY}
+        write_atomically(args.output, render("speed.md.jinja", **values))
+        print(f"The result is in {args.output}")
 
 
-def anonymous(args: argparse.Namespace) -> str:
-    """The command, without the names of this machine's folders."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    command = f"{f'OMP_NUM_THREADS={threads} ' if threads else ''}python benchmarks/speed.py DEMO"
-    command += f" --model MODEL --dataset DATA --pairs {args.pairs}" if args.model else ""
-    command += f" --subjects {' '.join(args.subjects)}" if args.subjects != list(SUBJECTS) else ""
-    return f"{command} --pairs_of_runs {args.pairs_of_runs}"
+def record_folder(setup: Setup) -> Path:
+    """Where what was measured lies: apart for other sizes, machines and versions."""
+    made_with = json.dumps([setup.changes, machine(), versions()])
+    return setup.folder / "bench" / hashlib.sha256(made_with.encode()).hexdigest()[:8]
 
 
-def table(name: str, worlds: list[World], number: int) -> list[list[str]]:
-    """The rows of a subject's table, the titles first."""
-    subject = SUBJECTS[name]
-    titles = [*subject.columns, *(["held-out accuracy"] if subject.margins else []), *subject.ratios]
-    rows = [["model", "side", *titles]]
-    for world in worlds if subject.everywhere else worlds[:1]:
-        records = take_turns(name, world, subject.turns or number)
-        for side, turns in records.items():
-            row = [format(median(turn[key] for turn in turns), form) for key, form in subject.columns.values()]
-            row += [held_out_accuracy(name, world, side)] if subject.margins else []
-            for key in subject.ratios.values():
-                ratios = [a[key] / b[key] for a, b in zip(records[OURS], turns, strict=False)]
-                extremes = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 else ""
-                row.append("" if side == OURS else f"{median(ratios):.2f}{extremes}")
-            rows.append([world.name, side, *row])
-    return rows if subject.everywhere else [row[1:] for row in rows]
+def rows(name: str, setups: list[Setup], repetitions: int) -> Iterator[dict[str, str]]:
+    """The rows of a comparison's table: medians over the repetitions, and how ours compare with those of another."""
+    for setup in setups[:1] if name in WITHOUT_MODEL else setups:
+        measured = repeat(name, setup, REPETITIONS.get(name, repetitions))
+        for contestant, records in measured.items():
+            shown = [title for title in records[0] if title not in HIDDEN]
+            row = {"model": setup.name, "contestant": contestant}
+            row |= {title: figure([record[title] for record in records]) for title in shown}
+            if OURS in measured and len(measured) > 1:
+                compared = [title for title in RATIOS if title in records[0]]
+                row |= {RATIOS[title]: ratio(title, measured[OURS], records) for title in compared}
+            yield row
 
 
-def take_turns(name: str, world: World, number: int) -> dict[str, list[dict]]:
-    """The records of all turns of a subject's sides; those that are missing are made."""
-    sides = SUBJECTS[name].sides(world)
-    records: dict[str, list[dict]] = {side: [] for side in sides}
-    for i in range(number):
-        for side in list(sides)[:: -1 if i % 2 else 1]:
-            if side == NO_CHECKPOINTING and i > 0:  # it only explains a part of the ratio
-                continue
-            record = turn(world.folder / name / f"{side}-{i}", sides[side])
-            records[side].append(record)
-            done = f"{record['seconds']:.1f} s, {record['speed']:.1f}/s"
-            print(f"{name}, {world.name}, {side}, turn {i + 1}: {done}", flush=True)
-    return records
+def repeat(name: str, setup: Setup, repetitions: int) -> dict[str, list[dict]]:
+    """The figures of all repetitions by each contestant, in turn; those that are missing are measured."""
+    contestants = COMPARISONS[name](setup)
+    measured: dict[str, list[dict]] = {contestant: [] for contestant in contestants}
+    for i in range(repetitions):
+        for contestant in list(contestants)[:: -1 if i % 2 else 1]:
+            print(f"{name}, {setup.name}, {contestant}, repetition {i + 1}", flush=True)
+            measured[contestant].append(
+                recorded(record_folder(setup) / name / f"{contestant}-{i}", contestants[contestant])
+            )
+    return measured
 
 
-def estimates(worlds: list[World], recipes: list[str], libraries: int) -> list[list[str]]:
-    """A table of the memory that `make check` estimates for each training of ours, and of that which it took."""
-    rows = [["model", "recipe", "estimate (MB)", "peak (MB)", "estimate / peak"]]
-    for world, recipe in itertools.product(worlds, recipes):
-        argv = ["--config", f"configs/{world.profile}/{recipe}.yaml", *options(world.settings(recipe))]
-        data, model, *_, args = parse(None, *RECIPES[recipe], argv=argv)
-        step = Step(recipe, data, model, args, args, None, world.frame, world.rows(recipe, SPLITS[recipe][0]))
-        estimate = step.needs(libraries).total / 2**20
-        peak = json.loads((world.folder / recipe / f"{OURS}-0" / "record.json").read_text())["memory"]
-        rows.append([world.name, recipe, f"{estimate:.0f}", f"{peak:.0f}", f"{estimate / peak:.2f}"])
-    return rows
+def figure(values: list[float | str]) -> str:
+    """The median, to about three digits; of texts, which repetitions with one seed have in common, the first."""
+    if isinstance(values[0], str):
+        return values[0]
+    value = median(values)
+    return f"{value:.0f}" if value == round(value) else f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f}"
 
 
-def held_out_accuracy(name: str, world: World, side: str) -> str:
-    """Of the model that the first turn left, as all turns have the same seed."""
-    folder = world.folder / name
-    trained = folder / f"{side}-0" / name
-    found = turn(folder / f"{side}-held-out", lambda _: accuracy(SUBJECTS[name].margins(world, trained)).json())
-    return "{:.3f} [{:.3f}, {:.3f}]".format(found["mean"], *found["ci"])
+def ratio(title: str, ours: list[dict], theirs: list[dict]) -> str:
+    """The median of a figure's ratios within the repetitions, with the extremes; nothing for ours to ours."""
+    ratios = [a[title] / b[title] for a, b in zip(ours, theirs, strict=True)]
+    return "" if ours is theirs else f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def memory_rows(setups: list[Setup], libraries: int) -> Iterator[dict[str, str]]:
+    """What `make check` estimates for each training of ours, beside what it took.
+
+    Args:
+        libraries: what a process without a model takes, in bytes.
+    """
+    splits = {"sft": "sft", "reward": "reward", "dpo": "reward", "ppo": "policy", "grpo": "policy"}
+    for setup in setups:
+        for recipe in RECIPES:
+            folder = record_folder(setup) / recipe / f"{OURS}-0"
+            _, model, *_, args = parsed(recipe, "--config", str(folder / "config.yaml"))
+            config, data = read_config(model).get_text_config(), setup.rows(recipe, splits[recipe])
+            config.vocab_size = max(config.vocab_size, len(setup.frame.tokenizer))
+            longest = max(map(len, data["prompt_ids"])) if recipe in ("ppo", "grpo") else max(data["length"])
+            process = 0 if args.device.type == "cuda" else libraries
+            expected = estimate(recipe, config, model, args, longest, process).total / 2**20
+            peak = json.loads((folder / "figures.json").read_text())["peak memory (MB)"]
+            row = {"model": setup.name, "recipe": recipe, "estimate (MB)": f"{expected:.0f}"}
+            yield row | {"peak (MB)": f"{peak:.0f}", "estimate / peak": f"{expected / peak:.2f}"}
 
 
 if __name__ == "__main__":
