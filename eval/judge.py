@@ -16,8 +16,7 @@ from pathlib import Path
 
 from eval.config import OPENAI_URL, JudgeConfig
 from eval.judging.client import JudgeClient, parameters, read_key
-from eval.judging.requests import Meeting, Replies, estimate, make_requests, read_template
-from eval.judging.tally import Tally, publish, tally
+from eval.judging.requests import Meeting, Replies, Tally, estimate, make_requests, publish, read_template, tally
 from eval.judging.transcript import Transcript, ask_all, tie_equal_replies
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import read_jsonl, write_json

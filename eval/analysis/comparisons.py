@@ -155,17 +155,12 @@ def _family(
     equal, family = MEASURES[measure], intervals.family(differences, seed=seed, **REACH[measure])
     return [
         Comparison(
-            difference.mean + equal,
-            difference.lower + equal,
-            difference.upper + equal,
+            **vars(difference) | {name: getattr(difference, name) + equal for name in ("mean", "lower", "upper")},
             a=a,
             b=b,
             measure=measure,
             equal=equal,
             n=int((~np.isnan(column)).sum()),
-            p=difference.p,
-            detectable=difference.detectable,
-            tipping=difference.tipping,
             better=(a if difference.lower > 0 else b) if difference.shown else None,
             equivalent=difference.within(margin),
         )

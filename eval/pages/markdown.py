@@ -1,11 +1,9 @@
-"""The templates in `eval/pages/templates`, and how they write tables."""
+"""The templates in `eval/pages/templates`, and how they write numbers, lists and tables."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined, select_autoescape
 
-from eval.analysis.comparisons import Comparison
 from eval.analysis.intervals import Interval
 from eval.pages.sentences import p_value
 
@@ -19,8 +17,14 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, percent, p_value, bullets, pairs, against, passed)
-    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {
+        "number": number,
+        "p_value": p_value,
+        "bullets": lambda sentences: "\n".join(f"- {sentence}." for sentence in sentences),
+        "facts": lambda facts, of=" ", form="": ", ".join(f"{name}{of}{value:{form}}" for name, value in facts.items()),
+        "against": lambda pairs, a, b: next((pair for pair in pairs if (pair.a, pair.b) == (a, b)), None),
+        "passed": lambda probes: f"{probes['passed']} of {probes['n']}, {probes['share']:.2f}",
+    }
     environment.globals |= {"head": head, "row": row, "Interval": Interval}
     return environment.get_template(template).render(values)
 
@@ -28,28 +32,6 @@ def render(template: str, **values: Any) -> str:
 def number(value: float | Interval | None, form: str = ".2f", none: str = "none") -> str:
     """A number, with its interval if it has one, or what to say where there is none."""
     return none if value is None else format(value, form)
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def bullets(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {sentence}." for sentence in sentences)
-
-
-def pairs(facts: dict, between: str = " ", form: str = "") -> str:
-    return ", ".join(f"{name}{between}{value:{form}}" for name, value in facts.items())
-
-
-def against(comparisons: list[Comparison], a: str, b: str) -> Comparison | None:
-    """The comparison of two checkpoints, if there is one."""
-    return next((comparison for comparison in comparisons if (comparison.a, comparison.b) == (a, b)), None)
-
-
-def passed(group: dict) -> str:
-    """What came of a group of probes."""
-    return f"{group['passed']} of {group['n']}, {group['share']:.2f}"
 
 
 def head(*headings: Any) -> str:
