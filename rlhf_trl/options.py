@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_trl.config import RECIPES
+
 # Where we differ from TRL's own defaults: less padding, no second model for DPO's reference, no dropout, and the same
 # sampling and rewards for PPO and GRPO
 DEFAULTS = {
@@ -18,7 +20,8 @@ DEFAULTS = {
 }
 
 SFT, REWARD, PPO, GRPO, DPO = "sft", "reward", "ppo", "grpo", "dpo"
-ALL, OFFLINE, ONLINE = {SFT, REWARD, PPO, GRPO, DPO}, {SFT, REWARD, DPO}, {PPO, GRPO}
+ALL, ONLINE = set(RECIPES), {name for name, recipe in RECIPES.items() if recipe.samples}
+OFFLINE = ALL - ONLINE
 NOT_PPO = ALL - {PPO}
 
 # Options whose default is refused, too, where somebody names it: recipes do otherwise

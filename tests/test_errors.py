@@ -126,7 +126,7 @@ def test_each_command_names_the_one_to_run_first(run, world, tmp_path):
     for command, message in {
         "samples": "does not exist",
         "score": "reward does not exist; check the path or make it first, with 'make reward'",
-        "judge": "run 'make samples' first",
+        "judge": "run 'make score' first",  # by the true rule
         "report": "run 'make score' first",
         "reward-model": "make it first, with 'make reward'",
     }.items():
