@@ -233,8 +233,10 @@ def test_code_that_comes_with_a_model_runs_where_it_is_trusted(own_code, run, wo
         path = settings(tmp_path, recipe, world, **({"model_name_or_path": str(own_code)} if recipe == "sft" else {}))
         code, _, error = run(recipe, "--config", path, "--trust_remote_code", "true")
         assert code == 0, error
-    code, _, error = run("score", "--config", settings(tmp_path, "eval", world), "--trust_remote_code", "true")
-    assert code == 0, error
+    profile = settings(tmp_path, "eval", world)
+    for step in ("samples", "score"):
+        code, _, error = run(step, "--config", profile, "--trust_remote_code", "true")
+        assert code == 0, error
 
 
 def test_code_that_comes_with_a_model_is_not_run_unasked(own_code, run, world, tmp_path):

@@ -142,7 +142,6 @@ def any_value(option):
 def test_what_is_refused_says_why_in_one_line(recipe, name, why, tmp_path, monkeypatch):
     missing = "is not installed" in why
     monkeypatch.setattr("rlhf_trl.options.find_spec", lambda package: None if missing else package)
-    monkeypatch.setattr("rlhf_trl.config.outline", outline)
     option = options(recipe)[name]
     value = next((REFUSED_VALUES[key] for key in (why, name) if key in REFUSED_VALUES), any_value(option))
     assert value != option.default or name == "stop_token"
