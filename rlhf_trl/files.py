@@ -1,8 +1,10 @@
 """JSON and JSON lines, written whole or not at all; and hashes of what stands in files."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from rlhf_trl.errors import UserError
 
+DATA_FILE = re.compile(r"\.(?:(jsonl?|csv)(?:\.gz)?|parquet)$", re.IGNORECASE)
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # of a model folder: what decides what it says
 NO_MODEL_FILES = {"manifest.json", "trainer_state.json"}
 ADAPTER = "adapter_config.json"
@@ -92,14 +95,14 @@ def files_hash(folder: Path) -> str:
 
 def content_hash(path: Path) -> str:
     """SHA-256 over what somebody else put into a file or folder: of a model folder, weights, config and tokenizer; of
-    another, all files that are not hidden. Each is hashed once, and again when its size or time has changed."""
+    another, all data files. Each is hashed once, and again when its size or time has changed."""
     if path.is_file():
         files = [path]
     elif (path / "config.json").exists() or (path / ADAPTER).exists():
         files = [file for file in path.iterdir() if file.suffix in MODEL_FILES and file.name not in NO_MODEL_FILES]
     else:
-        hidden = {file for file in path.rglob(".*")}
-        files = [file for file in path.rglob("*") if file.is_file() and not hidden.intersection([file, *file.parents])]
+        names = glob.glob("**", root_dir=path, recursive=True)  # which skips what is hidden
+        files = [path / name for name in names if DATA_FILE.search(name) and (path / name).is_file()]
     known = _KnownHashes()
     hashes = [f"{file.relative_to(path)} {known.of(file)}\n".encode() for file in sorted(files)]
     known.keep()

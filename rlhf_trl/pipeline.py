@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_trl.cli import cli, fill, read_task
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.profiles import ALL, BASE, EVALUATION, check_keys, read_profile, scopes_of, sections, unknown
 from rlhf_trl.provenance import MISSING, UNFINISHED, Task
@@ -95,15 +96,13 @@ class Graph:
 
     def arguments(self, step: str) -> list[str]:
         """The options that a step is started with."""
-        folder = (
-            self.folder if STEPS[step].is_evaluation or step == "demo-data" else self.folder / STEPS[step].folders[0]
-        )
+        folder = self.folder / step if step in RECIPES else self.folder
         words = ["--config", self.config.profile, "--output_dir", str(folder)]
         for scope in scopes_of(step):
             for name, option in self.given.get(scope, ()):
                 if name == BASE:
-                    to = {"sft": "model_name_or_path", "data": "tokenizer"}.get(step)
-                    words += [f"--{to}", *option[1:]] if to else []
+                    if to := {"sft": "model_name_or_path", "data": "tokenizer"}.get(step):
+                        words += [option[0].replace(BASE, to), *option[1:]]
                 elif name in options_of(step):
                     words += option
         return words

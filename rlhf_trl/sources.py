@@ -16,9 +16,9 @@ from huggingface_hub import snapshot_download
 
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import DATA_FILE
 from rlhf_trl.hub import check_reachable
 
-SUFFIX = re.compile(r"\.(?:(jsonl?|csv)(?:\.gz)?|parquet)$", re.IGNORECASE)
 SUFFIXES = ".jsonl, .json, .csv, these with .gz, or .parquet"
 METADATA = {"dataset_info", "dataset_infos", "dataset_dict", "state"}  # files that `datasets` writes beside data
 PART = re.compile(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?|[-_]?\d+)$")  # what tells the files of one split apart
@@ -48,7 +48,7 @@ def find_files(config: DataConfig, split: str) -> list[DataFile]:
     files = [file for file in files if file.split == chosen]
     forms = {}
     for _, _, path in files:
-        other = forms.setdefault(SUFFIX.sub("", str(path)), path)
+        other = forms.setdefault(DATA_FILE.sub("", str(path)), path)
         if other is not path:
             raise UserError(f"{other} and {path.name} are two forms of one file; remove one of them")
     return files
@@ -61,7 +61,7 @@ def all_files(config: DataConfig) -> list[DataFile]:
     """
     root = Path(config.dataset)
     if root.is_file():
-        if not SUFFIX.search(root.name):
+        if not DATA_FILE.search(root.name):
             raise UserError(f"{root} is no data file; a name ends in {SUFFIXES}")
         return [DataFile(".", _split_name(root.name), root)]
     if not root.is_dir():
@@ -74,7 +74,7 @@ def all_files(config: DataConfig) -> list[DataFile]:
     files = []
     for name in sorted(glob.glob("**", root_dir=root, recursive=True)):  # which skips what is hidden
         place = Path(name)
-        if SUFFIX.search(name) and SUFFIX.sub("", place.name) not in METADATA and not (root / place).is_dir():
+        if DATA_FILE.search(name) and DATA_FILE.sub("", place.name) not in METADATA and not (root / place).is_dir():
             if SURROGATE.search(name):
                 raise UserError(f"{name!a} in {root} has a name that is not UTF-8; rename it")
             names = [_split_name(part) for part in (place.name, *(folder.name for folder in place.parents))]
@@ -95,7 +95,7 @@ def unread_files(config: DataConfig) -> list[Path]:
 
 
 def _split_name(name: str) -> str:
-    stem = SUFFIX.sub("", name).lower()
+    stem = DATA_FILE.sub("", name).lower()
     return PART.sub("", stem) or stem
 
 
@@ -124,7 +124,7 @@ def _choose(config: DataConfig, names: set[str]) -> dict[str, str | None]:
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     """What a file holds, row by row, and where in it that stands."""
-    kind = SUFFIX.search(path.name)[1]
+    kind = DATA_FILE.search(path.name)[1]
     try:
         if kind is None:
             batches = pyarrow.parquet.ParquetFile(path).iter_batches()

@@ -88,9 +88,9 @@ def test_a_base_that_is_gone_or_changed_is_named(changed, adapter, run, world, t
     (tmp_path / "brought/adapter_config.json").write_text(json.dumps(moved))
     if changed:
         shutil.copytree(world / "gpt2", tmp_path / "model")
-        (tmp_path / "brought/manifest.json").write_text(
-            json.dumps({"layout": LAYOUT, "made_of": {"model": {"sha256": "another"}}})
-        )
+        made_of = {"model": {"path": "/somewhere/else/model", "sha256": "another"}}
+        manifest = {"layout": LAYOUT, "step": "dpo", "folder": "/somewhere/else/brought", "sha256": "its own"}
+        (tmp_path / "brought/manifest.json").write_text(json.dumps(manifest | {"made_of": made_of}))
     path = settings(tmp_path / "runs", "sft", world, model_name_or_path=str(tmp_path / "brought"))
     code, _, error = run("sft", "--config", path)
     assert code == 2 and "was trained on /somewhere/else/model, which is not there any more" in error
@@ -233,8 +233,10 @@ def test_code_that_comes_with_a_model_runs_where_it_is_trusted(own_code, run, wo
         path = settings(tmp_path, recipe, world, **({"model_name_or_path": str(own_code)} if recipe == "sft" else {}))
         code, _, error = run(recipe, "--config", path, "--trust_remote_code", "true")
         assert code == 0, error
-    code, _, error = run("score", "--config", settings(tmp_path, "eval", world), "--trust_remote_code", "true")
-    assert code == 0, error
+    profile = settings(tmp_path, "eval", world)
+    for step in ("samples", "score"):
+        code, _, error = run(step, "--config", profile, "--trust_remote_code", "true")
+        assert code == 0, error
 
 
 def test_code_that_comes_with_a_model_is_not_run_unasked(own_code, run, world, tmp_path):

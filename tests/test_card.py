@@ -199,7 +199,7 @@ def test_our_model_and_a_foreign_one_give_the_same_card(reward_model, evaluate, 
 def test_pairs_too_long_are_counted(reward_model, evaluate):
     reward_model()
     everything = json.loads((evaluate() / "card.json").read_text())
-    result = evaluate(max_completion_tokens=10)
+    result = evaluate(max_completion_tokens=10, fresh=True)
     card = json.loads((result / "card.json").read_text())
     assert everything["left_out"]["pairs"] == 0
     assert card["left_out"]["n"] == everything["n"]
@@ -237,7 +237,7 @@ def test_a_pad_token_can_be_added(world, tmp_path, reward_model, evaluate, capsy
     with pytest.raises(SystemExit, match="2"):
         evaluate()
     assert "no pad token besides eos" in capsys.readouterr().err
-    rows = read_jsonl(evaluate(pad_token="<|new|>") / "pairs.jsonl")
+    rows = read_jsonl(evaluate(pad_token="<|new|>", fresh=True) / "pairs.jsonl")
     for name in ("scores_chosen", "scores_rejected"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in expected], abs=1e-5)
 

@@ -11,37 +11,63 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import eval.check
-from eval.check import SPLITS, Step
+from eval.check import Step
 from eval.config import JudgeConfig
 from rlhf_trl import memory
-from rlhf_trl.config import RECIPES, parse
+from rlhf_trl.cli import fill
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.frame_loading import load_frame
+from rlhf_trl.outline import load
+from rlhf_trl.profiles import read_profile, sections
 from rlhf_trl.run import Run
 from rlhf_trl.tokens import build_dataset
 from tests.conftest import ROOT, settings
 from tests.test_errors import no_hh, spoil_tokenizer
 from tests.test_recipes import LORA
 
-PROFILES = [path.parent.name for path in (ROOT / "configs").glob("*/sft.yaml")]
+PROFILES = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
+
+
+# What fits models as small as the demo's
+SHORT = {"max_steps": 3, "logging_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4}
+CUT = {
+    "sft": {**SHORT, "pad_token": "<|pad|>"},
+    "reward": SHORT,
+    "ppo": {
+        **{"total_episodes": 32, "response_length": 8, "per_device_train_batch_size": 4},
+        **{"gradient_accumulation_steps": 4, "num_mini_batches": 4, "local_rollout_forward_batch_size": 16},
+    },
+    "grpo": {
+        **{"max_steps": 2, "max_completion_length": 8, "per_device_train_batch_size": 8},
+        **{"num_generations": 4, "steps_per_generation": 1, "num_iterations": 1},
+    },
+    "dpo": SHORT,
+    "eval": {"prompts": 8, "max_new_tokens": 8, "batch_size": 4, "replies": 1, "curve_prompts": 4, "best_of": 4},
+}
 
 
 def write_profile(folder, world, changes, profile="demo"):
-    """Its configs, for models as small as the demo's."""
-    base = "model" if profile == "demo" else "gpt2"
-    short = {"max_prompt_tokens": 64, "max_completion_tokens": 32}
-    fitting = {"eval": {"max_prompt_tokens": 64}, "sft": short | {"pad_token": "<|pad|>"}}
-    for name in (*RECIPES, "eval"):
-        more = fitting.get(name, short) | changes.get(name, {}) | changes.get("all", {})
-        settings(folder, name, world, base, profile, **more)
-    return folder
+    """One like it, for models as small as the demo's; returns its file. Changes of "all" are at its top."""
+    content = read_profile(ROOT / f"configs/{profile}.yaml")
+    content |= {"base_model": str(world / ("model" if profile == "demo" else "gpt2")), "dataset": str(world / "data")}
+    content |= {"max_prompt_tokens": 64, "max_completion_tokens": 32} | changes.get("all", {})
+    content.pop("world", None)
+    assert set(sections(content)) == set(CUT)
+    for name, cut in CUT.items():
+        content[name] |= cut | changes.get(name, {})
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{profile}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
-# name: changes of the configs, preparation, the steps that are named and what is said of them
+# name: changes of the profile, preparation, the steps that are named and what is said of them
 FAULTS = {
     "unknown key": ({"ppo": {"kl_coff": 1}}, None, "ppo: .*unknown key kl_coff; did you mean kl_coef"),
     "wrong type": ({"dpo": {"learning_rate": "fast"}}, None, "dpo: .*invalid float value"),
@@ -52,14 +78,18 @@ FAULTS = {
     ),
     "mini-batches": ({"ppo": {"num_mini_batches": 3}}, None, "ppo: num_mini_batches=3 must divide"),
     "generations": ({"grpo": {"num_generations": 3}}, None, "grpo: .*(divisible|divide|multiple)"),
-    "no model": ({"sft": {"model_name_or_path": "{folder}/nowhere"}}, None, "sft, .*nowhere does not exist"),
-    "no data": ({"all": {"dataset": "{folder}/nowhere"}}, None, "sft, reward, ppo, grpo, dpo, eval: .*does not exist"),
+    "no model": ({"all": {"base_model": "{folder}/nowhere"}}, None, "sft, .*nowhere does not exist"),
+    "no data": (
+        {"all": {"dataset": "{folder}/nowhere"}},
+        None,
+        "sft, reward, ppo, grpo, dpo, samples: .*does not exist",
+    ),
     "no HH data": ({"all": {"dataset": "{folder}/data"}}, no_hh, "line 1: no preference pair"),
     "hub out of reach": ({"dpo": {"dataset": "some/pairs"}}, None, "dpo: some/pairs .*could not be had from the hub"),
     "prompts too long": ({"dpo": {"max_prompt_tokens": 999}}, None, "dpo: .*do not fit the context of"),
     "nothing fits": ({"sft": {"max_prompt_tokens": 1}}, None, "sft: no row of the sft split"),
     "no pad token": (
-        {"sft": {"model_name_or_path": "{folder}/base", "pad_token": None}},
+        {"all": {"base_model": "{folder}/base"}, "sft": {"pad_token": None}},
         spoil_tokenizer,
         "sft, .*no pad token besides eos",
     ),
@@ -68,10 +98,10 @@ FAULTS = {
         None,
         "sft: .*set use_peft: true",
     ),
-    "replies too long": ({"eval": {"max_new_tokens": 999}}, None, "eval: .*999 do not fit the context"),
-    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vllm"),
-    "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "eval: the probes .* cannot be read"),
-    "no judge": ({"eval": {"judge": "openai"}}, None, "eval: .*OPENAI_API_KEY"),
+    "replies too long": ({"eval": {"max_new_tokens": 999}}, None, "samples: .*999 do not fit the context"),
+    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm: True has no place here: it needs vllm"),
+    "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "samples: the probes .* cannot be read"),
+    "no judge": ({"eval": {"judge": "openai"}}, None, "judge: .*OPENAI_API_KEY"),
 }
 
 
@@ -84,7 +114,7 @@ def guess(monkeypatch):
 
 def check(run, profile, *options):
     """Exit code, and what was said."""
-    code, out, err = run("check", "--profile", profile, "--output_dir", profile, *options)
+    code, out, err = run("check", "--profile", profile, "--runs", profile.parent / "runs", *options)
     return code, out + err
 
 
@@ -129,13 +159,13 @@ def test_memory_that_suffices(gb, verdict, run, world, tmp_path, monkeypatch, gu
 def test_a_sound_profile(run, world, tmp_path):
     profile = write_profile(tmp_path / "profile", world, {})
     code, said = check(run, profile)
-    assert code == 0 and said.rstrip().endswith("can run on this machine")
-    assert {path.suffix for path in profile.iterdir()} == {".yaml"}  # nothing was made
+    assert code == 0 and said.rstrip().endswith("demo can run on this machine")
+    assert list(profile.parent.iterdir()) == [profile]  # nothing was made
 
 
 def test_what_a_library_says_of_a_model_is_named(run, world, tmp_path):
     profile = write_profile(tmp_path, world, {})
-    code, said = check(run, profile, "--dpo=--use_peft true --lora_target_modules nowhere")
+    code, said = check(run, profile, "--options", "dpo=--use_peft true --lora_target_modules nowhere")
     assert code == 2
     assert re.search("dpo: LoRA does not fit .*nowhere.* not found", said) and "error: 1 of the checks failed" in said
 
@@ -143,19 +173,25 @@ def test_what_a_library_says_of_a_model_is_named(run, world, tmp_path):
 def test_several_faults_are_all_named(run, world, tmp_path, monkeypatch, guess):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     profile = write_profile(tmp_path, world, {"eval": {"probes": "nowhere.yaml", "judge": "openai"}})
-    code, said = check(run, profile, "--ppo=--num_mini_batches 3", "--dpo=--bata 1", "--seed", 1)
+    faults = ("ppo=--num_mini_batches 3", "dpo=--max_steps few", "all=--seed 1")
+    code, said = check(run, profile, "--options", *faults)
     assert code == 2 and "error: 4 of the checks failed" in said
-    for part in ("num_mini_batches", "did you mean beta", "probes", "nobody can judge"):
+    for part in ("num_mini_batches", "invalid int value: 'few'", "probes", "nobody can judge"):
         assert part in said
+
+
+def test_a_misspelt_option_is_named(run, world, tmp_path):
+    code, said = check(run, write_profile(tmp_path, world, {}), "--options", "dpo=--bata 1")
+    assert code == 2 and "options of dpo: unknown key bata; did you mean beta?" in said
 
 
 def test_a_server_in_the_environment_can_judge(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
-    eval.check.check_judge(JudgeConfig(), None)
+    eval.check.check_judge(JudgeConfig(output_dir=""), None)
     monkeypatch.setenv("OPENAI_BASE_URL", "")
     with pytest.raises(UserError, match="nobody can judge"):
-        eval.check.check_judge(JudgeConfig(), None)
+        eval.check.check_judge(JudgeConfig(output_dir=""), None)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -167,9 +203,9 @@ def test_the_shipped_profiles_are_sound(profile, run, world, tmp_path, monkeypat
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    options = ["--dataset", world / "data", "--model_name_or_path", tmp_path / "model"]
-    options += ["--sft=--pad_token '<|pad|>'", "--ppo=--gradient_accumulation_steps 1 --num_mini_batches 1"]
-    code, out, err = run("check", "--profile", ROOT / "configs" / profile, "--output_dir", tmp_path / "out", *options)
+    options = [f"all=--dataset {world / 'data'} --base_model {tmp_path / 'model'}"]
+    options += ["sft=--pad_token '<|pad|>'", "ppo=--gradient_accumulation_steps 1 --num_mini_batches 1"]
+    code, out, err = run("check", "--profile", profile, "--runs", tmp_path / "out", "--options", *options)
     assert code == 0, out + err
 
 
@@ -230,10 +266,16 @@ def settle(recipe, kind, world, folder):
     if recipe in ("ppo", "grpo"):
         changes["reward_model_path"] = str(make_reward_model(base, folder / "reward"))
     config = settings(folder, recipe, world, **changes)
-    data, model, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
+    data, model, *_, args = filled(recipe, config)
     frame = load_frame(str(base))
-    rows = build_dataset(data, SPLITS[recipe][0], frame, seed=0)
-    return Step(recipe, data, model, args, args, None, frame, rows)
+    rows = build_dataset(data, RECIPES[recipe].splits[0], frame, seed=0)
+    return Step(recipe, data, model, args, {}, None, frame, rows)
+
+
+def filled(recipe, config):
+    """A recipe's options."""
+    classes = [load(part) if isinstance(part, str) else part for part in RECIPES[recipe].configs]
+    return fill(None, classes, ["--config", str(config)], recipe)[0]
 
 
 def run_with(train, recipe, folder, patch):
@@ -271,7 +313,7 @@ def test_fake_tensors_take_what_real_ones_take(recipe, world, tmp_path):
     changes = LORA | {"model_name_or_path": str(world / "gpt2")}
     changes |= {"reward_model_path": str(world / "gpt2")} if recipe == "ppo" else {}
     config = settings(tmp_path, recipe, world, **changes)
-    _, model_config, *_, args = parse(None, *RECIPES[recipe], argv=["--config", str(config)])
+    _, model_config, *_, args = filled(recipe, config)
     real, fake = (
         memory.build(recipe, AutoConfig.from_pretrained(world / "gpt2"), model_config, args) for _ in range(2)
     )

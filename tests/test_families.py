@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from eval import samples
-from rlhf_trl import runs
+from rlhf_trl import run as runs
 from rlhf_trl.files import read_jsonl
 from tests.conftest import RECIPES, settings
 from tests.zoo import PADS, ZOO, build, texts_of
@@ -45,8 +45,10 @@ def test_the_chain_runs_on(name, texts, world, run, tmp_path, monkeypatch):
             changes |= {"model_name_or_path": str(base)} | ({"pad_token": PADS[name]} if name in PADS else {})
         code, _, error = run(recipe, "--config", settings(tmp_path, recipe, world, **changes))
         assert code == 0, error
-    code, _, error = run("score", "--config", settings(tmp_path, "eval", world, curve_prompts=0, **shared))
-    assert code == 0, error
+    profile = settings(tmp_path, "eval", world, curve_prompts=0, **shared)
+    for step in ("samples", "score"):
+        code, _, error = run(step, "--config", profile)
+        assert code == 0, error
 
     for recipe, (metric, value) in FIRST.items():
         assert read_jsonl(tmp_path / recipe / "metrics.jsonl")[0][metric] == pytest.approx(value, abs=1e-5)

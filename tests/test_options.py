@@ -142,9 +142,8 @@ def any_value(option):
 def test_what_is_refused_says_why_in_one_line(recipe, name, why, tmp_path, monkeypatch):
     missing = "is not installed" in why
     monkeypatch.setattr("rlhf_trl.options.find_spec", lambda package: None if missing else package)
-    monkeypatch.setattr("rlhf_trl.config.outline", outline)
     option = options(recipe)[name]
-    value = next((REFUSED_VALUES[key] for key in (why, name) if key in REFUSED_VALUES), any_value(option))
+    (value, *_) = [REFUSED_VALUES[key] for key in (why, name) if key in REFUSED_VALUES] or [any_value(option)]
     assert value != option.default or name == "stop_token"
     config = {"model_name_or_path": "m", "output_dir": str(tmp_path / "o"), name: value}
     config |= {"reward_model_path": "r"} if recipe in ("ppo", "grpo") else {}

@@ -41,7 +41,8 @@ def pair(world, tmp_path_factory):
         jobs += [f"{recipe}:5={config}"] * (recipe in IN_PAIRS) + [f"{recipe}={config}"]
     policies = [f"{name}={two / 'lora' / name}" for name in ("sft", "ppo", "dpo")]
     evaluation = {"policies": policies, "reward_model": str(two / "lora/reward")}
-    jobs.append(f"score={settings(two, 'eval', world, **evaluation)}")
+    profile = settings(two, "eval", world, **evaluation)
+    jobs += [f"{step}={profile}" for step in ("samples", "score")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
         [*command, "tests/two_processes.py", *jobs],
@@ -107,7 +108,8 @@ def test_rewards_are_within_the_spread_of_one_process(recipe, reward, pair, worl
 
 def test_an_evaluation_shared_out_is_the_same(pair, run):
     two, one, _ = pair
-    assert run("score", "--config", one / "eval.yaml")[0] == 0
+    for step in ("samples", "score"):
+        assert run(step, "--config", one / "eval.yaml")[0] == 0
     for path in (one / "scores").rglob("*.jsonl"):
         rows, others = read_jsonl(path), read_jsonl(two / "scores" / path.relative_to(one / "scores"))
         assert [row["completion"] for row in rows] == [row["completion"] for row in others]

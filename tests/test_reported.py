@@ -71,10 +71,13 @@ def test_the_server_named_in_the_environment_alone_is_asked(judge, monkeypatch):
 def test_a_second_server_named_in_the_environment_is_asked_itself(judge, monkeypatch):
     """The first server's verdicts were reported as the second's, which was asked nothing."""
     with JudgeServer(fair) as first, JudgeServer(always_first) as second:
-        for server, score in ((first, 1.0), (second, 0.5)):
-            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-            assert judge()[1] == [score] * 4
-            assert len(server.calls) == 8
+        monkeypatch.setenv("OPENAI_BASE_URL", first.url)
+        assert judge()[1] == [1.0] * 4
+        monkeypatch.setenv("OPENAI_BASE_URL", second.url)
+        code, _, line = judge()
+        assert code == 2 and f"with base_url: {first.url}, and now it is {second.url}" in line and "FRESH=1" in line
+        assert judge("--fresh")[1] == [0.5] * 4
+        assert len(first.calls) == len(second.calls) == 8
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,21 @@ def test_the_seed_decides_and_nothing_else(run, untrained, tmp_path):
     assert all(row["finished"] == (row["completion_ids"][-1] == EOS) for row in first["sft.jsonl"])
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples/**/*.jsonl")}
+    code, out, _ = run("samples", "--config", untrained)
+    assert code == 0 and "nothing to do" in out
+    code, _, error = run("samples", "--config", untrained, "--seed", "1")
+    assert code == 2 and "was made with seed: 0, and now it is 1" in error and "FRESH=1" in error
+    (tmp_path / "samples/manifest.json").unlink()
     assert run("samples", "--config", untrained)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times  # nothing is sampled twice
-    assert run("samples", "--config", untrained, "--seed", "1")[0] == 0
+    assert run("samples", "--config", untrained, "--seed", "1", "--fresh")[0] == 0
     assert replies(tmp_path)["sft.jsonl"] != first["sft.jsonl"]
 
 
 def test_replies_of_a_prompt_stand_in_a_row_and_differ(run, untrained, tmp_path):
     assert run("samples", "--config", untrained)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples/**/*.jsonl")}
-    assert run("samples", "--config", untrained, "--replies", "3")[0] == 0
+    assert run("samples", "--config", untrained, "--replies", "3", "--fresh")[0] == 0
     same = {
         path.relative_to(tmp_path / "samples").parts[0] for path in before if path.stat().st_mtime_ns == before[path]
     }
