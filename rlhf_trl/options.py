@@ -71,7 +71,7 @@ def one_of(recipes: set[str], option: str, values: str) -> Refusal:
 
 def needs_package(options: str, package: str, remedy: str) -> Refusal:
     """Packages that are not among our own dependencies, or not to be had everywhere."""
-    message = f"it needs {package}, which is not installed; {remedy}, or leave it out"
+    message = f"needs {package}, which is not installed; {remedy}, or unset it"
     return Refusal(ALL, options, message, lambda value, *_: value and find_spec(package) is None)
 
 
@@ -258,4 +258,5 @@ def refusals(recipe: str, options: dict[str, Any], defaults: dict[str, Any], nam
             value = options.get(name)
             given = name in options and (value != defaults[name] or (name in NOT_THE_DEFAULT and name in named))
             if given and (when is None or when(value, options, named)):
-                yield f"{name}{f': {value}' if when else ''} has no place here: {message}"
+                place = "" if message.startswith("needs ") else f"{f': {value}' if when else ''} has no place here:"
+                yield f"{name}{place} {message}"
