@@ -109,7 +109,7 @@ def add_proxy(
                 f"the reward model {source} cannot read a reply of {name} ({error}); name another"
             ) from error
         scores = functools.partial(score, model, batch_size=config.batch_size, progress=f"{name}: reward model")
-        for row, value in zip(rows, shared_out(sequences, scores), strict=True):
+        for row, value in zip(rows, map_across_processes(sequences, scores), strict=True):
             row["proxy"] = value.item()
     scale = {"mean": model.score.mean, "std": model.score.std}
     del model
@@ -136,7 +136,7 @@ def add_kl(files: dict[str, list[dict]], sampled: dict[str, dict], config: Score
 
     def add(name: str, compute: Callable, sign: int = 1) -> None:
         read = functools.partial(in_batches, compute, frame, config.batch_size, f"{name}: KL")
-        for row, value in zip(files[name], shared_out(files[name], read), strict=True):
+        for row, value in zip(files[name], map_across_processes(files[name], read), strict=True):
             row["kl"] += sign * value
 
     def add_beside(reference: PreTrainedModel, source: str) -> bool:
@@ -183,7 +183,7 @@ def in_batches(
     return values
 
 
-def shared_out(items: list, compute: Callable[[list], Sequence]) -> list:
+def map_across_processes(items: list, compute: Callable[[list], Sequence]) -> list:
     """`compute` of the items, one value each: every process does its share and gets all."""
     state = PartialState()
     mine = compute(items[state.process_index :: state.num_processes])

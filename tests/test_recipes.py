@@ -1,4 +1,4 @@
-"""The chain on tiny models, full and LoRA: contracts 5 and 6, the evaluation and the report."""
+"""The chain on tiny models, full and LoRA: one start for all, complete run folders, the evaluation and the report."""
 
 import json
 import math
