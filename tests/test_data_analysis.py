@@ -33,7 +33,7 @@ def write(folder, name, pairs):
 
 @pytest.fixture
 def data(tmp_path):
-    """60 train pairs of 30 prompts and 4 that are no pair to learn from; 8 test pairs, of which 4 are left, in two subsets."""
+    """60 train pairs of 30 prompts and 4 that teach nothing; 8 test pairs, of which 4 are left, in two subsets."""
     folder = tmp_path / "hh"
     train = [pair(f"What is {i}?", " Yes, yes.", f" {side}.") for i in range(30) for side in ("No", "Never")]
     broken = [

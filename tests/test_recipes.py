@@ -69,7 +69,7 @@ def test_run_folders_are_complete(chain):
     for recipe in RECIPES:
         run = folder / recipe
         manifest = json.loads((run / "manifest.json").read_text())
-        assert manifest["recipe"] == recipe
+        assert manifest["step"] == recipe
         assert manifest["seed"] == 0
         assert manifest["versions"]["trl"].startswith("1.12")
         assert len(manifest["data"]["sha256"]) == 64
@@ -252,6 +252,15 @@ def test_evaluation_and_report(chain, run, world):
     for stem in ("comparisons", "reward_kl", "rewards", "win_rates", "optimisation", "ppo_curves", "reliability"):
         assert (folder / f"report/{stem}.png").exists() and (folder / f"report/{stem}.svg").exists()
 
+    # New replies, and verdicts on the old ones
+    assert run("report", "--config", config)[1].startswith("report: nothing to do")
+    for command in ("samples", "score"):
+        code, _, error = run(command, "--config", config, "--seed", 1)
+        assert code == 2 and "seed: 0, and now it is 1" in error.splitlines()[-1]
+        assert run(command, "--config", config, "--seed", 1, "--fresh")[0] == 0
+    code, _, error = run("report", "--config", config, "--seed", 1, "--fresh")
+    assert code == 2 and "judge was made from another scores" in error.splitlines()[-1]
+
 
 def test_any_two_policies_can_be_compared(chain, run, world, tmp_path):
     folder, _ = chain
@@ -268,7 +277,7 @@ def test_any_two_policies_can_be_compared(chain, run, world, tmp_path):
 
 
 def test_a_run_that_dies_leaves_no_run_folder_and_a_finished_one_alone(world, tmp_path, monkeypatch, run):
-    from rlhf_trl import runs
+    from rlhf_trl import run as runs
 
     config = settings(tmp_path, "sft", world)
 
@@ -280,11 +289,9 @@ def test_a_run_that_dies_leaves_no_run_folder_and_a_finished_one_alone(world, tm
     assert not (tmp_path / "sft").exists()
     monkeypatch.undo()
 
-    monkeypatch.setattr("sys.argv", ["sft", "--config", str(config)])
-    from recipes import sft
-
-    sft.main()
+    assert run("sft", "--config", config)[0] == 0
     before = (tmp_path / "sft/manifest.json").read_text()
+    assert run("sft", "--config", config)[1] == f"sft: nothing to do; the result is in {tmp_path / 'sft'}\n"
     monkeypatch.setattr(runs, "plot_curves", die)
-    assert run("sft", "--config", config)[0] == 130
+    assert run("sft", "--config", config, "--fresh")[0] == 130
     assert (tmp_path / "sft/manifest.json").read_text() == before
