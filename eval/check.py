@@ -39,7 +39,8 @@ from rlhf_trl.measure import free_memory
 from rlhf_trl.memory import MemoryNeed, estimate
 from rlhf_trl.models import check_architecture, check_context, read_config
 from rlhf_trl.outline import load
-from rlhf_trl.pipeline import Graph, GraphConfig
+from rlhf_trl.pipeline import Graph, GraphConfig, run
+from rlhf_trl.profiles import WORLD
 from rlhf_trl.rewards import check_fit, check_scale, load_scale_pairs, reward_frame
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset
@@ -104,6 +105,8 @@ class Findings(dict[str, list[str]]):
 def main(config: GraphConfig) -> None:
     findings = Findings()
     graph = Graph(config)
+    if WORLD in graph.profile:
+        run(graph, ["demo-data"])
     steps = read_configs(graph, findings)
     for step in steps:
         check_models(step, graph, findings)

@@ -17,7 +17,7 @@ inputs is another by now, and refused when it is asked for with other options th
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class GraphConfig:
             "help": "A name in configs/accelerate, and options of accelerate launch, as 'ddp --num_processes 4'."
         },
     )
-    fresh: bool = field(default=False, metadata={"help": "Make the steps that are named anew."})
+    fresh: bool = field(default=False, metadata={"help": "Make the steps that are named anew; all names every step."})
 
     def __post_init__(self) -> None:
         if Path(self.profile).suffix != ".yaml":
@@ -107,11 +107,11 @@ class Graph:
                     words += option
         return words
 
-    def task(self, step: str, targets: Iterable[str] = ()) -> Task:
-        """What a step is asked for now; with FRESH=1 the targets are to be made anew."""
+    def task(self, step: str, fresh: bool = False) -> Task:
+        """What a step is asked for now."""
         if step not in self.tasks:
             self.tasks[step] = read_task(step, self.arguments(step))[0]
-        return replace(self.tasks[step].now(), fresh=self.config.fresh and step in targets)
+        return replace(self.tasks[step].now(), fresh=fresh)
 
     def needs(self, step: str) -> list[str]:
         """The steps in whose folders the inputs of a step lie."""
@@ -144,21 +144,22 @@ class Graph:
 
 
 def run(graph: Graph, targets: list[str]) -> None:
-    """Run what is not finished of these steps and of what they need.
+    """Run what is not finished of these steps and of what they need; `all` names every step.
 
     Raises:
         UserError: a finished one is asked for with other options; nothing has run then. Or a judge would have to be
             paid again.
     """
-    order = graph.order(targets)
+    order = graph.order(["report" if target == ALL else target for target in targets])
+    anew = (order if ALL in targets else targets) if graph.config.fresh else []
     if "ppo" in order and (graph.config.launch or "").startswith(SHARDING):
         raise UserError("PPO works with LAUNCH=ddp, not with shards; name other steps, and then go on without LAUNCH")
     for step in order:
-        if refusal := graph.task(step, targets).differences()[0]:
+        if refusal := graph.task(step, step in anew).differences()[0]:
             raise UserError(f"{step}: {refusal}")
     ran = False
     for number, step in enumerate(order, 1):
-        task = graph.task(step, targets)
+        task = graph.task(step, step in anew)
         _, stale = task.differences()
         if stale is None or (stale == UNFINISHED and step not in targets):
             continue
@@ -169,7 +170,7 @@ def run(graph: Graph, targets: list[str]) -> None:
         print(f"[{number}/{len(order)}] {step} ({stale})", flush=True)
         _call(graph.command(step, *["--fresh"] * task.fresh))
     if not ran:
-        print(f"nothing to do; see {', '.join(str(graph.task(step).folder) for step in targets)}")
+        print(f"nothing to do; the result is in {graph.task(order[-1]).folder}")
 
 
 def status(graph: Graph) -> Iterator[str]:
@@ -207,13 +208,13 @@ def main() -> None:
         targets.append(sys.argv.pop(1))
     (config,), _ = fill(__doc__, (GraphConfig,), sys.argv[1:])
     graph = Graph(config)
-    for target in targets or ["all"]:
+    for target in targets:
         if target not in (*STEPS, ALL, "status"):
             raise UserError(unknown(target, [*STEPS, ALL, "status"], "target"))
     if "status" in targets:
         print(*status(graph), sep="\n")
     else:
-        run(graph, ["report" if target == ALL else target for target in targets or [ALL]])
+        run(graph, targets or [ALL])
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def check_keys(scope: str, keys: Iterable[str], where: str) -> None:
     known |= {BASE, WORLD} if scope == ALL else set()
     for key in keys:
         if key not in known:
-            raise UserError(f"{where}{unknown(key, known)}")
+            raise UserError(f"{where}{unknown(key, known | set(STEPS) if scope == ALL else known)}")
         if scope == ALL and key in PER_METHOD:
             raise UserError(f"{where}{key} means another thing in each method; set it in the section of a step")
         if scope == ALL and key in FROM_THE_GRAPH:

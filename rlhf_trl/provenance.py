@@ -112,7 +112,7 @@ class Task:
             return str(error), None
         if before is None:
             return None, MISSING
-        anew = "set it back, or make it anew with FRESH=1 (by hand: --fresh)"
+        anew = f"set it back, or RUNS to another folder, or 'make {self.step} FRESH=1' (by hand: --fresh)"
         for name in sorted(before["options"].keys() | self.options.keys()):
             was, now = (options.get(name, self.defaults.get(name)) for options in (before["options"], self.options))
             if was != now and not name.startswith(NO_MATTER):

@@ -194,6 +194,12 @@ def test_fresh_makes_the_step_that_is_named_and_the_next_command_what_stands_on_
     assert [step for step in RUNS if after[step] != before[step]] == ["reward", "ppo", "grpo", "dpo"]
 
 
+def test_fresh_makes_all_anew_where_all_is_named(results):
+    steps = [step for step in STEPS if step != "demo-data"]
+    assert results.ask("all", "all=--seed 1", fresh=True) == steps
+    assert results.ask("all", "all=--seed 1") == []
+
+
 def test_a_parent_with_the_same_content_makes_nothing_anew(results):
     """As a training repeated gives the same weights."""
     number = results.number
@@ -273,7 +279,7 @@ def test_the_answer_comes_within_two_seconds(results):
     command = [sys.executable, "-m", "rlhf_trl.pipeline", "report", "--profile", str(results.folder / "p.yaml")]
     command += ["--runs", str(results.folder / "runs")]
     for options, code, said in (
-        ([], 0, "nothing to do; see "),
+        ([], 0, "nothing to do; the result is in "),
         (["--options", "all=--seed 1"], 2, "error: data: .* seed: 0, and now it is 1"),
     ):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
