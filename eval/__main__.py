@@ -22,14 +22,14 @@ from pathlib import Path
 
 from eval.config import ChatConfig, CompareConfig
 from rlhf_trl.cli import cli, fill, parse, resume_garbage_collection
-from rlhf_trl.config import DataConfig
+from rlhf_trl.config import DataConfig, TaskConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.pipeline import GraphConfig
 from rlhf_trl.steps import STEPS
 
 # Steps have a result of their own; the other commands have none
 COMMANDS = {step.command[-1]: name for name, step in STEPS.items() if step.is_evaluation}
-COMMANDS |= {"check": (GraphConfig,), "compare": (DataConfig, CompareConfig), "chat": (ChatConfig,)}
+COMMANDS |= {"check": (GraphConfig,), "compare": (TaskConfig, DataConfig, CompareConfig), "chat": (ChatConfig,)}
 
 
 @cli

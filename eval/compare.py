@@ -10,12 +10,12 @@ from pathlib import Path
 
 from eval import judge, report, samples, score
 from eval.config import CompareConfig, JudgeConfig, ReportConfig, SamplesConfig, ScoreConfig
-from rlhf_trl.config import DataConfig
+from rlhf_trl.config import DataConfig, TaskConfig
 from rlhf_trl.errors import UserError
 from rlhf_trl.provenance import Task
 
 
-def main(data_config: DataConfig, config: CompareConfig) -> None:
+def main(start: TaskConfig, data_config: DataConfig, config: CompareConfig) -> None:
     if len(config.folders) < 2 or len(config.folders) < len(config.policies):
         raise UserError(
             "name two policies or more before the options, each once: compare a=FOLDER b=FOLDER --config FILE"
@@ -31,7 +31,7 @@ def main(data_config: DataConfig, config: CompareConfig) -> None:
         own = kind(**{part.name: getattr(config, part.name) for part in fields(kind)})
         data = [data_config] if module in (samples, score) else []
         values = {name: value for part in (*data, own) for name, value in vars(part).items()}
-        task = Task.of(step, values, {}, own.reads)
+        task = Task.of(step, values, {}, own.reads, start.fresh)
         if not task.is_finished():
             module.main(task, *data, own)
     print(f"The report is in {task.folder / 'ANALYSIS.md'}")

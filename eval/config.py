@@ -222,13 +222,14 @@ class JudgeConfig(PoliciesConfig):
         if missing and (len(missing) == 1 or self.budget_usd is not None):
             raise UserError(f"budget_usd and the estimate need both prices; set {' and '.join(missing)}")
 
-        named = "base_url" if self.base_url else "OPENAI_BASE_URL"
-        self.base_url = (self.base_url or os.environ.get(named, "")).strip().rstrip("/") or OPENAI_URL
-        if self.judge == "openai" and not ADDRESS.fullmatch(self.base_url):  # not shown, as it may hold a password
-            raise UserError(
-                f"{named} is no address of a server; it begins with http:// or https:// and holds no user or password, "
-                "as the key is read from OPENAI_API_KEY"
-            )
+        if self.judge == "openai":
+            named = "base_url" if self.base_url else "OPENAI_BASE_URL"
+            self.base_url = (self.base_url or os.environ.get(named, "")).strip().rstrip("/") or OPENAI_URL
+            if not ADDRESS.fullmatch(self.base_url):  # not shown, as it may hold a password
+                raise UserError(
+                    f"{named} is no address of a server; it begins with http:// or https:// and holds no user or "
+                    "password, as the key is read from OPENAI_API_KEY"
+                )
 
 
 @dataclass(kw_only=True)

@@ -70,8 +70,8 @@ def main(task: Task, judge: JudgeConfig) -> None:
     if judge.judge == "none" or nothing:
         reason = "no OPENAI_API_KEY and no base_url" if nothing else "set to none"
         (task.folder / "verdicts.jsonl").unlink(missing_ok=True)  # of other replies; the transcript stays
-        nobody = {"judge": "none", "reason": reason, "unfinished": judge.judge != "none"}
-        write_json(task.folder / MANIFEST, task.manifest("none", **nobody))
+        sha256 = None if nothing else "none"  # without a hash it is gone on with, whatever is asked for then
+        write_json(task.folder / MANIFEST, task.manifest(sha256, judge="none", reason=reason))
         print(f"judge: {reason}, so no judge ran and there are no verdicts (the transcript, if any, is kept)")
         return
 

@@ -42,8 +42,8 @@ def read_profile(path: str | Path) -> dict[str, Any]:
 
 
 def sections(content: dict[str, Any]) -> list[str]:
-    """The sections of a profile; none in a file that is the options of one step."""
-    return [name for name in content if name in STEPS or name == EVALUATION]
+    """The sections of a profile; none in a file that is the options of one step. Text is an option: `judge: gold`."""
+    return [name for name in content if name in (*STEPS, EVALUATION) and not isinstance(content[name], str)]
 
 
 def profile_values(path: str | Path, content: dict[str, Any], step: str, folder: Path) -> dict[str, Any]:

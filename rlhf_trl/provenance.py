@@ -112,6 +112,8 @@ class Task:
             return str(error), None
         if before is None:
             return None, MISSING
+        if before["sha256"] is None:
+            return None, UNFINISHED
         anew = f"set it back, or RUNS to another folder, or 'make {self.step} FRESH=1' (by hand: --fresh)"
         for name in sorted(before["options"].keys() | self.options.keys()):
             was, now = (options.get(name, self.defaults.get(name)) for options in (before["options"], self.options))
@@ -132,8 +134,8 @@ class Task:
                 return f"{self.folder} was made of {role}: {was['path']}, and now it is {now['path']}; {anew}", None
         return None, stale or (UNFINISHED if before.get("unfinished") else None)
 
-    def manifest(self, sha256: str, **more: Any) -> dict[str, Any]:
-        """The manifest of the result, whose content has this hash."""
+    def manifest(self, sha256: str | None, **more: Any) -> dict[str, Any]:
+        """The manifest of the result, whose content has this hash; None if it has none yet."""
         from rlhf_trl.measure import machine, versions
 
         return {

@@ -80,6 +80,13 @@ def test_a_second_server_named_in_the_environment_is_asked_itself(judge, monkeyp
         assert len(first.calls) == len(second.calls) == 8
 
 
+def test_a_server_in_the_environment_changes_nothing_where_none_is_asked(judge, monkeypatch):
+    """A finished result without a server was refused for it."""
+    assert judge("--judge", "none")[0] == 0
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")
+    assert judge("--judge", "none")[0] == 0
+
+
 @pytest.mark.parametrize(
     "form",
     ["<think>Both are short.</think>\n\n{}", "The better one is clear: {}", "```json\n{}\n```\nThe first has more."],

@@ -90,12 +90,12 @@ def test_without_a_judge(judge, folder, monkeypatch):
         "judge: no OPENAI_API_KEY and no base_url, so no judge ran and there are no verdicts "
         "(the transcript, if any, is kept)"
     )
-    said = {"judge": "none", "reason": "no OPENAI_API_KEY and no base_url", "unfinished": True}
+    said = {"judge": "none", "reason": "no OPENAI_API_KEY and no base_url", "sha256": None}
     assert manifest(folder).items() >= said.items()
     assert judge()[0] == 0  # a server of one's own may need no key
     transcript = (folder / "judge/transcript.jsonl").read_text()
     judge("--judge", "none")
-    assert manifest(folder).items() >= {"judge": "none", "reason": "set to none", "unfinished": False}.items()
+    assert manifest(folder).items() >= {"judge": "none", "reason": "set to none", "sha256": "none"}.items()
     assert not (folder / "judge/verdicts.jsonl").exists()  # the report would show them
     assert (folder / "judge/transcript.jsonl").read_text() == transcript
 
