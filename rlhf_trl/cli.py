@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rlhf_trl.config import RECIPES, TaskConfig
 from rlhf_trl.errors import UserError, check_folder, check_writable, user_message
 from rlhf_trl.options import DEFAULTS, refusals
 from rlhf_trl.outline import load
-from rlhf_trl.profiles import profile_values, read_profile, unknown
+from rlhf_trl.profiles import profile_values, read_profile, sections, unknown
 from rlhf_trl.provenance import Task
 from rlhf_trl.steps import STEPS, outlines
 
@@ -141,7 +141,7 @@ def fill(
     if "kl_strength" in options:  # to tell what is given from TRL's default
         parser.set_defaults(**{name: None for name in kl.OPTIONS if name in options})
     named = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    config, values = _from_file(argv, step)
+    config, values = _from_file(argv, step, options)
     from_file: list[str] = []
     overridden = kl.OPTIONS if kl.OPTIONS & named else ()
     for key, value in values.items():
@@ -175,8 +175,9 @@ def fill(
     return parsed, defaults
 
 
-def _from_file(argv: list[str], step: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The config file that is named, and what it says of the step."""
+def _from_file(argv: list[str], step: str | None, options: Collection[str]) -> tuple[str | None, dict[str, Any]]:
+    """The config file that is named, and what it says of the step; to a command that is none, what it says of the
+    evaluation, as far as there are such options."""
     path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     path.add_argument("--config")
     path.add_argument("--output_dir")
@@ -184,12 +185,15 @@ def _from_file(argv: list[str], step: str | None) -> tuple[str | None, dict[str,
     if given.config is None:
         return None, {}
     content = read_profile(given.config)
-    if step is None:
-        return given.config, content
     folder = Path("runs") / Path(given.config).stem
     if given.output_dir:
         folder = Path(given.output_dir).parent if step in RECIPES else Path(given.output_dir)
-    return given.config, profile_values(given.config, content, step, folder)
+    if step is not None or not sections(content):
+        return given.config, profile_values(given.config, content, step, folder)
+    values = {}
+    for name in (name for name, row in STEPS.items() if row.is_evaluation):
+        values |= profile_values(given.config, content, name, folder)
+    return given.config, {key: value for key, value in values.items() if key in options}
 
 
 def _settle(parsed: tuple[Any, ...], defaults: dict[str, Any]) -> None:

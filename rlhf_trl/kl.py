@@ -99,7 +99,7 @@ def strength(settings: dict[str, Any], reward_std: float | None) -> float | None
     """b of a run, from the settings in its `config.yaml`; None where it has none, or nothing that can be compared."""
     unit = _unit(settings, reward_std)
     coefficient = settings.get("kl_coef", settings.get("beta"))
-    if coefficient is None or unit is None or any(settings[name] != v for name, v in _needed(settings).items()):
+    if coefficient is None or unit is None or any(settings.get(name) != v for name, v in _needed(settings).items()):
         return None
     return coefficient / unit
 

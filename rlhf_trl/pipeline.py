@@ -163,7 +163,7 @@ def run(graph: Graph, targets: list[str]) -> None:
         _, stale = task.differences()
         if stale is None or (stale == UNFINISHED and step not in targets):
             continue
-        if step not in targets and (task.folder / "transcript.jsonl").exists():
+        if not (step in targets or task.fresh) and (task.folder / "transcript.jsonl").exists():
             _call(graph.command(step, "--dry_run", "--fresh"))
             raise UserError(f"the verdicts are stale ({stale}); 'make {step}' asks anew, then this command goes on")
         ran = True

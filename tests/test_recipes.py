@@ -124,7 +124,7 @@ def test_the_reference_of_dpo_is_asked_once(chain, run, world, tmp_path, monkeyp
     first = read_jsonl(tmp_path / "dpo/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=2**-8 if kind == "qlora" else 1e-5)
     with pytest.raises(TypeError, match="NoneType"):
-        run("dpo", "--config", settings(tmp_path, "dpo", world, beta=0.5, ld_alpha=0.5, **changes))
+        run("dpo", "--fresh", "--config", settings(tmp_path, "dpo", world, beta=0.5, ld_alpha=0.5, **changes))
 
 
 def test_held_out_chosen_scores_have_mean_0_and_sd_1(chain):
