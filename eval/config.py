@@ -36,8 +36,9 @@ LEAST |= dict.fromkeys(("judge_temperature", "retries", *BUDGETS, *PRICES, "curv
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """Where results are and go."""
+    """Where results are and go; `reads` are folders of results there that a step reads."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
     output_dir: str = field(metadata={"help": "Profile folder; holds the run folders and gets the results."})
     seed: int = field(default=0, metadata={"help": "Seed of all that is drawn: prompts, replies, resamples."})
 
@@ -156,7 +157,7 @@ class SamplesConfig(PoliciesConfig, ProbesConfig, ModelsConfig):
 class ScoreConfig(PoliciesConfig, ProbesConfig, RewardConfig, ModelsConfig):
     """By what replies are scored."""
 
-    reads: ClassVar = ("samples",)
+    reads = ("samples",)
     gold_rule: str | None = field(default=None, metadata={"help": "A true rule to score by: demo, or none."})
 
     def __post_init__(self) -> None:
@@ -236,7 +237,7 @@ class JudgeConfig(PoliciesConfig):
 class ReportConfig(PoliciesConfig, RewardConfig):
     """What is said of the results."""
 
-    reads: ClassVar = ("data", "reward-model", "scores", "judge")
+    reads = ("data", "reward-model", "scores", "judge")
     smallest_difference: float = field(
         default=0.05,
         metadata={
