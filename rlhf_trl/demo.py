@@ -78,6 +78,7 @@ CLOSING = " I hope this helps!"
 def main() -> None:
     task, config = parse("demo-data", __doc__)
     folder = Path(config.output_dir)
+    (folder / "model" / MANIFEST).unlink(missing_ok=True)  # it says that all is there
     pairs = write_data(folder / "dataset", config.seed)
     write_model(folder / "model", pairs, config.seed)
     write_json(folder / "model" / MANIFEST, task.manifest(content_hash(folder / "model")))

@@ -133,6 +133,7 @@ def publish(task: Task, requests: int, before: Tally, after: Tally, manifest: di
         looks = [*looks, {"seen": seen, "planned": planned}]
     failed = sum(after.failures.values(), Counter())
     pending = requests - after.verdicts - failed.total()
+    (folder / MANIFEST).unlink(missing_ok=True)  # that of other verdicts
     write_jsonl(folder / "verdicts.jsonl", after.rows)
     manifest |= {
         "failures": after.failures,
