@@ -3,7 +3,6 @@ PROFILE ?= demo
 RUNS    ?= runs
 PYTHON  ?= python3
 POLICY  ?= sft
-
 define HELP
 make TARGET [VARIABLE=VALUE ...]
 
@@ -33,22 +32,23 @@ make TARGET [VARIABLE=VALUE ...]
             options for a step of a longer chain, for all of the evaluation, for all steps that have them
 endef
 
+OUT       := $(RUNS)/$(basename $(notdir $(PROFILE)))
 INSTALLED := .venv/.installed
 RUN       := .venv/bin/python
 STUDIES   := correctness chaos bench
 OWN       := help check chat $(STUDIES) test lint clean $(INSTALLED)
 # Every other name is one of the graph of steps, which tells what it does not know
 STEPS     := $(subst demo,all,$(filter-out $(OWN),$(MAKECMDGOALS)))
-ifeq ($(PROFILE),demo)
 # So small a model gains nothing from more threads
+ifeq ($(PROFILE),demo)
 export OMP_NUM_THREADS ?= 1
 endif
-# What the graph is told; ARGS of all, check and status go to every step
+# What the graph is told. ARGS of all, check and status go to every step
 quoted   = '$(subst ','\'',$(1))'
-options  = $(call quoted,all=$(if $(MODEL),--base_model $(MODEL)) $(if $(DATA),--dataset $(DATA)) $(if $(SEED),--seed $(SEED)))
+options  = $(call quoted,all=$(if $(MODEL),--base_model $(call quoted,$(MODEL))) $(if $(DATA),--dataset $(call quoted,$(DATA))) $(if $(SEED),--seed $(SEED)))
 options += $(foreach goal,$(if $(ARGS),$(subst check,all,$(filter check,$(MAKECMDGOALS))) $(STEPS:status=all)),$(call quoted,$(goal)=$(ARGS)))
 options += $(foreach name,$(filter ARGS_%,$(.VARIABLES)),$(call quoted,$(name:ARGS_%=%)=$($(name))))
-GRAPH    = --profile $(PROFILE) --runs $(RUNS) --options $(options) $(if $(LAUNCH),--launch $(call quoted,$(LAUNCH))) $(if $(FRESH),--fresh)
+GRAPH    = --profile $(PROFILE) --runs $(call quoted,$(RUNS)) --options $(options) $(if $(LAUNCH),--launch $(call quoted,$(LAUNCH))) $(if $(filter-out 0,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
 .PHONY: $(filter-out $(INSTALLED),$(OWN)) $(STEPS) demo steps
@@ -60,7 +60,7 @@ check: $(INSTALLED)
 	@$(RUN) -m eval check $(GRAPH)
 # With what there is, as to train it first may take days
 chat: $(INSTALLED)
-	@$(RUN) -m eval chat --policy $(if $(findstring /,$(POLICY)),,$(RUNS)/$(PROFILE)/)$(POLICY) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(RUN) -m eval chat --policy $(if $(findstring /,$(POLICY)),,$(OUT)/)$(POLICY) $(if $(SEED),--seed $(SEED)) $(ARGS)
 $(STUDIES): $(INSTALLED)
 	$(if $(filter correctness,$@),,@$(RUN) -m rlhf_trl.pipeline reward --profile demo --runs $(RUNS))
 	$(RUN) benchmarks/$(@:bench=speed).py $(if $(filter correctness,$@),,$(RUNS)/demo $(ARGS))
@@ -72,7 +72,7 @@ lint: $(INSTALLED)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 clean:
-	rm -rf $(RUNS)/$(PROFILE)
+	rm -rf $(OUT)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=' >&2; exit 2; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

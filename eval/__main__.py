@@ -16,6 +16,7 @@ Options of a command: python -m eval COMMAND --help
 import ast
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from eval.config import ChatConfig, CompareConfig
 from rlhf_trl.cli import cli, fill, parse, resume_garbage_collection
 from rlhf_trl.config import DataConfig, TaskConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import lock
 from rlhf_trl.pipeline import GraphConfig
 from rlhf_trl.steps import STEPS
 
@@ -51,7 +53,9 @@ def main() -> None:
     configs = parse(kind, description) if isinstance(kind, str) else fill(description, kind, sys.argv[1:])[0]
     run = import_module(module).main
     resume_garbage_collection()
-    run(*configs)
+    is_step = isinstance(kind, str) and os.environ.get("RANK", "0") == "0"
+    with lock(configs[0].folder) if is_step else nullcontext():
+        run(*configs)
 
 
 if __name__ == "__main__":

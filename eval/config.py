@@ -40,7 +40,6 @@ class EvalConfig:
 
     reads: ClassVar[tuple[str, ...]] = ()
     output_dir: str = field(metadata={"help": "Profile folder; holds the run folders and gets the results."})
-    seed: int = field(default=0, metadata={"help": "Seed of all that is drawn: prompts, replies, resamples."})
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -50,7 +49,14 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True)
-class ModelsConfig(EvalConfig):
+class SeedConfig(EvalConfig):
+    """What chance depends on."""
+
+    seed: int = field(default=0, metadata={"help": "Seed of all that is drawn: prompts, replies, resamples."})
+
+
+@dataclass(kw_only=True)
+class ModelsConfig(SeedConfig):
     """How models are loaded and read."""
 
     batch_size: int = field(default=16, metadata={"help": "Sequences a batch when sampling and scoring."})
@@ -234,7 +240,7 @@ class JudgeConfig(PoliciesConfig):
 
 
 @dataclass(kw_only=True)
-class ReportConfig(PoliciesConfig, RewardConfig):
+class ReportConfig(PoliciesConfig, RewardConfig, SeedConfig):
     """What is said of the results."""
 
     reads = ("data", "reward-model", "scores", "judge")

@@ -39,7 +39,7 @@ from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.frames import TODAY, Frame, RowError
 from rlhf_trl.hub import check_source, check_weights, lineage
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.provenance import MANIFEST, Task, identity, read_manifest
+from rlhf_trl.provenance import MANIFEST, Task, found, identity, read_manifest
 from rlhf_trl.tokens import build_dataset, fingerprint
 
 
@@ -103,10 +103,10 @@ def _clear(folder: Path, keys: dict[str, str]) -> None:
     starts."""
     (folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
     known = read_json(folder / "keys.json") if (folder / "keys.json").exists() else {}
-    for path in folder.rglob("*.jsonl*"):
-        name = path.relative_to(folder).as_posix().partition(".jsonl")[0]
-        if name not in keys or known.get(name) != keys[name]:
-            path.unlink()
+    for name in known.keys() | keys.keys():
+        if known.get(name) != keys.get(name):
+            for path in (folder / f"{name}.jsonl", *_partials(folder / f"{name}.jsonl")):
+                path.unlink(missing_ok=True)
     write_json(folder / "keys.json", keys)
 
 
@@ -144,7 +144,7 @@ def _base(config: SamplesConfig) -> str | None:
         return config.base
     base = manifest["made_of"]["model"]
     if base.get("revision") in (None, "main"):
-        return base["path"]
+        return str(found(base["path"], manifest, Path(config.output_dir) / name))
     return snapshot_download(base["path"], revision=base["revision"], local_files_only=True)
 
 
@@ -231,7 +231,7 @@ def _run(job: Job, model: PreTrainedModel, frame: Frame, path: Path, config: Sam
 
 
 def _key(job: Job, config: SamplesConfig) -> str:
-    weights = [identity(name) or [name, revision] for name, revision in lineage(job.model)]
+    weights = [identity("model", name) or [name, revision] for name, revision in lineage(job.model)]
     frame = frame_of(job.tokenizer, config.trust_remote_code)
     read = (frame.tokenizer.chat_template, len(frame.tokenizer), sorted(frame.ends))
     drawn = (job.prompts, job.temperature, job.replies, config.max_new_tokens)

@@ -36,7 +36,7 @@ from rlhf_trl.errors import UserError
 from rlhf_trl.files import files_hash, read_jsonl, replaced, write_json, write_jsonl
 from rlhf_trl.frames import REPLY, Frame, RowError
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.provenance import MANIFEST, Task, read_result
+from rlhf_trl.provenance import MANIFEST, Task, found, read_result
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
@@ -60,8 +60,14 @@ def main(task: Task, data_config: DataConfig, config: ScoreConfig) -> None:
     probes = load_probes(config.probes)
     root = Path(config.output_dir)
     check_scale(config.reward_model, data_config, config.seed, config.trust_remote_code)
-    sampled = read_result(root / "samples")["files"]
+    samples = read_result(root / "samples")
+    sampled = {
+        name: job | {of: str(found(job[of], samples, root / "samples")) for of in ("model", "tokenizer")}
+        for name, job in samples["files"].items()
+    }
     files = {name: read_jsonl(root / "samples" / f"{name}.jsonl") for name in sampled}
+    if missing := [name for name, rows in files.items() if not rows]:
+        raise UserError(f"the replies of {missing[0]} are gone; run 'make samples FRESH=1' first")
 
     scale = add_proxy(files, sampled, data_config, config)
     estimators = add_kl(files, sampled, config)

@@ -206,8 +206,8 @@ def _settle(parsed: tuple[Any, ...], defaults: dict[str, Any]) -> None:
             kl.set_coefficient(strength, part, defaults[kl.COEFFICIENTS[kind]])
         if kind == "ModelConfig":
             part.trust_remote_code = trust
-            if not part.model_name_or_path:
-                raise UserError("no model is named; set base_model in the profile, or model_name_or_path")
+        if not (getattr(part, "model_name_or_path", "m") and getattr(part, "tokenizer", "m")):
+            raise UserError("no model is named; set base_model in the profile, or model_name_or_path or tokenizer")
         if getattr(part, "n_gpu", 1) > 1:  # Trainer would split batches over them by itself, PPO would not
             raise UserError(
                 f"one process sees {part.n_gpu} GPUs; use them with LAUNCH=ddp, or set CUDA_VISIBLE_DEVICES=0"

@@ -105,7 +105,10 @@ class TaskConfig:
 
     fresh: bool = field(
         default=False,
-        metadata={"help": "Make it anew, whatever a finished or stopped run was made of, and do not go on from that."},
+        metadata={
+            "help": "Make it anew, whatever a finished or stopped run was made of, and do not go on from that. Replies "
+            "and verdicts that would be the same are kept."
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """JSON and JSON lines, written whole or not at all; and hashes of what stands in files."""
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -14,9 +15,16 @@ from pathlib import Path
 from rlhf_trl.errors import UserError
 
 DATA_FILE = re.compile(r"\.(?:(jsonl?|csv)(?:\.gz)?|parquet)$", re.IGNORECASE)
-MODEL_FILES = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # of a model folder: what decides what it says
+MODEL_FILES = {
+    ".safetensors",
+    ".bin",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".py",
+}  # of a model folder: what decides what it says
 NO_MODEL_FILES = {"manifest.json", "trainer_state.json"}
-ADAPTER = "adapter_config.json"
 
 
 def read_json(path: Path) -> dict:
@@ -62,8 +70,39 @@ def replaced(folder: Path) -> Iterator[Path]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     yield staging
-    shutil.rmtree(folder, ignore_errors=True)
+    swap(staging, folder)
+
+
+def swap(staging: Path, folder: Path) -> None:
+    """Give `staging` the name of `folder`, which is taken away whole: half of it could pass for a result."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from making the same result, which would ruin both. The lock ends with the process, too.
+
+    Raises:
+        UserError: another process has it, or it cannot be written.
+    """
+    path = folder.with_name(folder.name + ".lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); set RUNS or output_dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process makes {folder}; wait for its end or end it") from error
+        yield
+        path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -93,12 +132,12 @@ def files_hash(folder: Path) -> str:
     return _joined(f"{path.relative_to(folder)} {file_hash(path)}\n".encode() for path in files)
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 over what somebody else put into a file or folder: of a model folder, weights, config and tokenizer; of
-    another, all data files. Each is hashed once, and again when its size or time has changed."""
+def content_hash(path: Path, is_data: bool = False) -> str:
+    """SHA-256 over what somebody else put into a file or folder: all data files, or of a model weights, config and
+    tokenizer. Each is hashed once, and again when its size or time has changed."""
     if path.is_file():
         files = [path]
-    elif (path / "config.json").exists() or (path / ADAPTER).exists():
+    elif not is_data:
         files = [file for file in path.iterdir() if file.suffix in MODEL_FILES and file.name not in NO_MODEL_FILES]
     else:
         names = glob.glob("**", root_dir=path, recursive=True)  # which skips what is hidden

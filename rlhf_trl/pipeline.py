@@ -92,7 +92,11 @@ class Graph:
             except ValueError as error:
                 raise UserError(f"the options of {scope} cannot be read ({error}); close the quotation") from error
         for scope, options in self.given.items():
-            check_keys(scope, [name for name, _ in options], f"options of {scope}: ")
+            names = [name for name, _ in options]
+            for name, instead in {"fresh": "FRESH=1", "output_dir": "RUNS"}.items():
+                if name in names:
+                    raise UserError(f"options of {scope}: {name} has no place here; set {instead}")
+            check_keys(scope, names, f"options of {scope}: ")
 
     def arguments(self, step: str) -> list[str]:
         """The options that a step is started with."""
@@ -152,15 +156,18 @@ def run(graph: Graph, targets: list[str]) -> None:
     """
     order = graph.order(["report" if target == ALL else target for target in targets])
     anew = (order if ALL in targets else targets) if graph.config.fresh else []
-    if "ppo" in order and (graph.config.launch or "").startswith(SHARDING):
-        raise UserError("PPO works with LAUNCH=ddp, not with shards; name other steps, and then go on without LAUNCH")
     for step in order:
-        if refusal := graph.task(step, step in anew).differences()[0]:
+        refusal, stale = graph.task(step, step in anew).differences()
+        if refusal:
             raise UserError(f"{step}: {refusal}")
+        if step == "ppo" and stale and (graph.config.launch or "").startswith(SHARDING):
+            raise UserError("PPO works with LAUNCH=ddp, not with shards; name other steps, then go on without LAUNCH")
     ran = False
     for number, step in enumerate(order, 1):
         task = graph.task(step, step in anew)
         _, stale = task.differences()
+        if stale == UNFINISHED and step not in targets:
+            print(f"{step} is unfinished; 'make {step}' goes on with it")
         if stale is None or (stale == UNFINISHED and step not in targets):
             continue
         if not (step in targets or task.fresh) and (task.folder / "transcript.jsonl").exists():

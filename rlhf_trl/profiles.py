@@ -28,7 +28,7 @@ def read_profile(path: str | Path) -> dict[str, Any]:
         UserError: it cannot be read, or is no such file.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}
     except OSError as error:
         raise UserError(f"the config {path} cannot be read ({error.strerror}); check the path") from error
     except yaml.YAMLError as error:
@@ -36,9 +36,19 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold 'key: value' lines")
     for name in sections(content):
-        if not isinstance(content[name] or {}, dict):
+        if not isinstance(content[name], dict | None):
             raise UserError(f"{path}: {name} is a section and must hold 'key: value' lines")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def sections(content: dict[str, Any]) -> list[str]:
@@ -112,5 +122,5 @@ def check_keys(scope: str, keys: Iterable[str], where: str) -> None:
 
 def unknown(key: str, known: Iterable[str], kind: str = "key") -> str:
     """What to say of a key, or something else, that is not known."""
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(str(key), known, n=1)
     return f"unknown {kind} {key}; " + (f"did you mean {close[0]}?" if close else "--help lists the known ones")

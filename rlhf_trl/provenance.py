@@ -7,6 +7,7 @@ never read together. A result is trusted by its manifest, outside files are hash
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,10 @@ from rlhf_trl.files import content_hash, read_json
 from rlhf_trl.steps import STEPS
 
 MANIFEST = "manifest.json"
+STARTED = "started.json"  # in the staging folder of a run: the same, of what it began with
 MISSING, UNFINISHED = "missing", "unfinished"  # reasons to make a result: there is none; it can be gone on with
 LAYOUT = 2  # of manifests; one of ours without the number is older
-OURS = {"layout", "recipe", "settings", "reference", "judge"}  # each is in a manifest of some layout, in nobody else's
+OURS = {"layout", "recipe", "settings", "reference", "judge"}  # one of these is in a manifest of ours of any layout
 # Options that name an input, and what the input is called; of `policies` each has its own name
 INPUTS = {
     **{"dataset": "dataset", "model_name_or_path": "model", "reward_model_path": "reward_model"},
@@ -32,7 +34,9 @@ INPUTS = {
 PLACES = {*INPUTS, "policies", "output_dir"}  # options that content stands for
 # Options that change no result, by the first letters of their names: a finished or stopped run may be asked for others
 NO_MATTER = (
-    *("log", "save_", "eval_", "do_eval", "dataloader_", "per_device_eval", "report_to", "disable_tqdm", "run_name"),
+    *("log", "save_", "eval_", "do_eval", "per_device_eval", "report_to", "project", "trackio_", "disable_tqdm"),
+    *("run_name", "trust_remote_code", "gradient_checkpointing", "activation_", "dataloader_num_workers"),
+    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
     *("concurrency", "retries", "timeout", "budget_", "usd_per_", "dry_run"),
 )
 
@@ -93,46 +97,82 @@ class Task:
         refusal, stale = self.differences()
         if refusal:
             raise UserError(refusal)
-        for entry in self.made_of.values():
-            check_belongs(entry["path"])
+        self.check_inputs()
         return not stale
+
+    def check_inputs(self) -> None:
+        """Refuse inputs of which one was made from another thing than the others were, or than is asked for.
+
+        Raises:
+            UserError: such inputs.
+        """
+        known = {role: (entry["sha256"], self.step) for role, entry in self.made_of.items()}
+        for name, source in self.made_of.items():
+            check_belongs(source["path"])
+            manifest = read_manifest(source["path"])
+            if manifest is None or not STEPS[manifest["step"]].is_evaluation:
+                continue  # a model may have learned from other data, and from another model
+            for role, entry in manifest["made_of"].items():
+                sha256, other = known.setdefault(role, (entry["sha256"], name))
+                if sha256 != entry["sha256"]:
+                    raise UserError(
+                        f"{name} and {other} are of another {role} each, so they do not belong together; make one of "
+                        "them anew first"
+                    )
 
     def now(self) -> "Task":
         """The same task, of what its inputs are by now."""
-        sources = {role: entry | {"sha256": identity(entry["path"])} for role, entry in self.made_of.items()}
+        sources = {role: entry | {"sha256": identity(role, entry["path"])} for role, entry in self.made_of.items()}
         return replace(self, made_of=sources)
+
+    def sources(self) -> dict[str, dict[str, str | None]]:
+        """`made_of`, with the hashes of what was not there before it was fetched."""
+        return {
+            role: entry | {"sha256": entry["sha256"] or identity(role, entry["path"])}
+            for role, entry in self.made_of.items()
+        }
 
     def differences(self) -> tuple[str | None, str | None]:
         """Why the result that is there is refused, and why it must be made (again); None where there is no reason."""
         if self.fresh:
             return None, "asked for anew"
+        started = self.folder.with_name(self.folder.name + ".partial") / STARTED
+        if started.exists() and self._change(read_json(started)) == (None, None):
+            return None, "stopped"
         try:
             before = read_manifest(self.folder)
         except UserError as error:
             return str(error), None
-        if before is None:
+        if before is None or not all((self.folder.parent / name).exists() for name in STEPS[self.step].folders[1:]):
             return None, MISSING
         if before["sha256"] is None:
             return None, UNFINISHED
+        refusal, stale = self._change(before)
+        return refusal, stale or (UNFINISHED if before.get("unfinished") else None)
+
+    def _change(self, before: dict[str, Any]) -> tuple[str | None, str | None]:
+        """The first thing that is refused of what was asked for before, and the first input that is another by now."""
         anew = f"set it back, or RUNS to another folder, or 'make {self.step} FRESH=1' (by hand: --fresh)"
-        for name in sorted(before["options"].keys() | self.options.keys()):
-            was, now = (options.get(name, self.defaults.get(name)) for options in (before["options"], self.options))
+        options, made_of = before.get("options", {}), before.get("made_of", {})
+        for name in sorted(options.keys() | self.options.keys()):
+            was, now = (values.get(name, self.defaults.get(name)) for values in (options, self.options))
             if was != now and not name.startswith(NO_MATTER):
                 return f"{self.folder} was made with {name}: {was}, and now it is {now}; {anew}", None
-        stale = None
-        for role in sorted(before["made_of"].keys() | self.made_of.keys()):
-            was, now = (
-                made_of.get(role, {"path": None, "sha256": None}) for made_of in (before["made_of"], self.made_of)
-            )
+        stale, nothing = None, {"path": None, "sha256": None}
+        for role in sorted(made_of.keys() | self.made_of.keys()):
+            was, now = (sources.get(role, nothing) for sources in (made_of, self.made_of))
             if was["sha256"] == now["sha256"] and (now["sha256"] or was["path"] == now["path"]):
                 continue  # the same content, wherever it lies
-            if Path(now["path"] or was["path"]).parent == self.folder.parent:
+            place, home = (now["path"], self.folder) if now["path"] else (was["path"], before["folder"])
+            same = was["path"] is None or now["path"] is None or Path(was["path"]).name == Path(now["path"]).name
+            if same and Path(place).parent == Path(home).parent:
                 stale = stale or f"{role} is another"
             elif was["path"] == now["path"]:
-                return f"{self.folder} was made of {role} {was['path']}, which has changed since; {anew}", None
+                what = "is not there" if now["sha256"] is None else "has changed since"
+                return f"{self.folder} was made of {role} {was['path']}, which {what}; {anew}", None
             else:
                 return f"{self.folder} was made of {role}: {was['path']}, and now it is {now['path']}; {anew}", None
-        return None, stale or (UNFINISHED if before.get("unfinished") else None)
+        return None, stale
 
     def manifest(self, sha256: str | None, **more: Any) -> dict[str, Any]:
         """The manifest of the result, whose content has this hash; None if it has none yet."""
@@ -144,7 +184,7 @@ class Task:
             "folder": str(self.folder),
             "sha256": sha256,
             "options": self.options,
-            "made_of": self.made_of,
+            "made_of": self.sources(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "machine": machine(),
@@ -168,7 +208,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     manifest = read_json(path)
-    if not manifest.keys() & OURS:
+    if not (isinstance(manifest, dict) and manifest.keys() & OURS):
         return None
     if manifest.get("layout") != LAYOUT:
         raise UserError(
@@ -191,19 +231,25 @@ def read_result(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def identity(path: str) -> str | None:
+def identity(role: str, path: str) -> str | None:
     """What an input is, wherever it lies: of a result its recorded hash, else a hash of its content, or the commit of a
-    hub name in the cache; None if there is nothing."""
-    manifest = read_manifest(path)
-    if manifest is not None:
-        return manifest["sha256"]
-    if Path(path).exists():
-        return content_hash(Path(path))
-    for kind in ("models", "datasets"):
+    hub name in the cache; None if there is nothing, or a result of an older layout."""
+    with suppress(UserError):
+        if (manifest := read_manifest(path)) is not None:
+            return manifest["sha256"]
+        if Path(path).exists():
+            return content_hash(Path(path), is_data=role == "dataset")
+        kind = "datasets" if role == "dataset" else "models"
         commit = Path(HF_HUB_CACHE) / f"{kind}--{path.replace('/', '--')}" / "refs/main"
-        if commit.is_file():
-            return commit.read_text().strip()
+        return commit.read_text().strip() if commit.is_file() else None
     return None
+
+
+def found(path: str, manifest: dict[str, Any], folder: str | Path) -> Path:
+    """Where an input lies by now whose path stands in the manifest of a result in `folder`: with that, if both were in
+    one profile's folder."""
+    source, before = Path(path), Path(manifest["folder"]).parent
+    return Path(folder).parent / source.relative_to(before) if before in source.parents else source
 
 
 def check_belongs(folder: str | Path) -> None:
@@ -213,10 +259,8 @@ def check_belongs(folder: str | Path) -> None:
         UserError: such a result.
     """
     manifest = read_manifest(folder)
-    for role, entry in (manifest or {"made_of": {}})["made_of"].items():
-        source = Path(entry["path"])
-        if source.parent == Path(manifest["folder"]).parent:  # moved together with this one, perhaps
-            source = Path(folder).parent / source.name
+    for role, entry in manifest["made_of"].items() if manifest else ():
+        source = found(entry["path"], manifest, folder)
         parent = read_manifest(source)
         if parent is None:
             continue

@@ -5,12 +5,11 @@ the final name always holds a finished run. One that was killed goes on from its
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,14 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from rlhf_trl.cli import resume_garbage_collection
 from rlhf_trl.curves import plot_curves
 from rlhf_trl.errors import UserError, work
-from rlhf_trl.files import checkpoints, read_json, step_of, weights_hash, write_json
+from rlhf_trl.files import checkpoints, lock, read_json, step_of, swap, weights_hash, write_json
 from rlhf_trl.frame_loading import TOKEN_OPTIONS
 from rlhf_trl.frames import TODAY, Frame
-from rlhf_trl.provenance import MANIFEST, NO_MATTER, Task, read_manifest
+from rlhf_trl.provenance import MANIFEST, NO_MATTER, STARTED, Task, read_manifest
 from rlhf_trl.record import COSTS, SEALED, Recorder
 from rlhf_trl.tokens import fingerprint
 
-# In the staging folder, each written when what it tells of is complete
-STARTED = "started.json"  # from what, and with which settings
+# In the staging folder, as STARTED, and written when what it tells of is complete
 TRAINED = "trained.json"  # training is over and the model saved; what it cost
 
 # What a change of an option means to a stopped run, by the first letters of its name: it cannot go on, as weights or
@@ -78,11 +76,11 @@ class Run:
         resume_garbage_collection()
         self.task, self.frame, self.folder = task, frame, task.folder
         self.staging = self.folder.with_name(self.folder.name + ".partial")
-        self.is_main = PartialState().is_main_process
+        self.is_main, self.lock = PartialState().is_main_process, ExitStack()
         if self.is_main:
             settings = _settings(args, *configs)
             check_splits(settings["splits"], task)
-            self._lock()
+            self.lock.enter_context(lock(self.folder))
             self._open(settings, data)
         PartialState().wait_for_everyone()
         self.trained, self.checkpoint = (self.staging / TRAINED).exists(), self._checkpoint()
@@ -104,7 +102,7 @@ class Run:
             error.in_training = True  # no user is told to mend it
         elif self.is_main and not self.recorder.path.exists():  # nor was anything trained before
             shutil.rmtree(self.staging)
-            Path(self.lock.name).unlink()
+            self.lock.close()
 
     def train(self, trainer: Trainer) -> None:
         """Run the trainer's loop, from the last complete checkpoint if there is one; save the model and its card."""
@@ -157,15 +155,10 @@ class Run:
         write_json(self.staging / MANIFEST, self.task.manifest(weights_hash(self.staging), **started, train=costs))
         shutil.rmtree(self.staging / f"checkpoint-{trained['step']}", ignore_errors=True)  # is the result itself
         self.recorder.thin_out(checkpoints(self.staging))
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.rename(old)
-        self.staging.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        swap(self.staging, self.folder)
         for name in (STARTED, TRAINED, "training_args.bin"):  # without them, a kill before could not be gone on from
             (self.folder / name).unlink(missing_ok=True)
-        Path(self.lock.name).unlink()
+        self.lock.close()
         print(f"{self.folder.name}: done in {trained['seconds']:.0f} s; the result is in {self.folder}")
 
     def _open(self, settings: dict, data: Dataset) -> None:
@@ -181,7 +174,8 @@ class Run:
             },
             "processes": PartialState().num_processes,
             "options": self.task.options,
-            "made_of": self.task.made_of,
+            "folder": str(self.folder),
+            "made_of": self.task.sources(),
             "settings": settings,
             "resumed_at": [],  # steps
         }
@@ -208,6 +202,8 @@ class Run:
 
     def _compare(self, before: dict, now: dict) -> None:
         start_again = "set it back, or start again with FRESH=1 (by hand: --fresh)"
+        if "made_of" not in before:
+            raise UserError(f"{self.staging} was begun by an older version of rlhf-trl; {start_again}")
         if before["data"]["sha256"] != now["data"]["sha256"]:
             raise UserError(f"{self.staging} holds a stopped run on other data; {start_again}")
         for name in now["made_of"].keys() - {"dataset"}:
@@ -225,18 +221,6 @@ class Run:
                 now["settings"][name] = now["options"][name] = was
             outcome = "the old value stays" if name.startswith(STAYS) else "it goes on with the new value"
             print(f"warning: {change}; {outcome}. FRESH=1 (by hand: --fresh) starts again", file=sys.stderr)
-
-    def _lock(self) -> None:
-        """A launcher that is killed may leave its trainers running; two in one folder would ruin both."""
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.lock = self.folder.with_name(self.folder.name + ".lock").open("w")  # freed when the process ends
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder} ({error.strerror}); set RUNS or output_dir") from error
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process trains {self.folder}; wait for its end or end it") from error
 
     def _checkpoint(self) -> Path | None:
         """The last one that is complete."""

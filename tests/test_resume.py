@@ -160,7 +160,7 @@ def test_two_processes_do_not_train_the_same_run(world, tmp_path, run):
     with (tmp_path / "sft.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, _, error = run("sft", "--config", config)
-    assert code == 2 and "another process trains" in error
+    assert code == 2 and "another process makes" in error
     assert not (tmp_path / "sft.partial").exists()
 
 

@@ -50,7 +50,7 @@ class Results:
         if self.scored["options"]["reference"] != self.names[0]:
             raise UserError(f"the scores' reference is not {self.names[0]}; run 'make score' again")
         self.judge = read_manifest(self.root / "judge") or {}
-        self.verdicts = by_prompt(read_jsonl(self.root / "judge" / "verdicts.jsonl"))
+        self.verdicts = by_prompt(read_jsonl(self.root / "judge" / "verdicts.jsonl") if self.judge else [])
         self.greedy_verdicts = {
             (a.removeprefix(GREEDY), b.removeprefix(GREEDY)): prompts
             for (a, b), prompts in self.verdicts.items()
