@@ -10,7 +10,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_trl.errors import UserError, check_folder
 from rlhf_trl.files import content_hash, read_json, weights_hash
-from rlhf_trl.provenance import read_manifest
+from rlhf_trl.provenance import found, read_manifest
 
 
 def check_reachable(name: str, repo_type: str, variable: str) -> None:
@@ -91,8 +91,7 @@ def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:
     base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(f"the adapter {name} does not say which model it belongs to; name that in its {ADAPTER}")
-    if not Path(base).is_dir():
-        base = _moved_base(name, base) or base
+    base = _moved_base(name, base) or base
     try:
         check_folder(base, "base model")
     except UserError as error:
@@ -104,11 +103,19 @@ def lineage(name: str, revision: str = "main") -> list[tuple[str, str]]:
 
 
 def _moved_base(name: str, base: str) -> str | None:
+    """Where the base of an adapter lies that moved together with it; None if it has not."""
     manifest = read_manifest(name) or {"made_of": {}}
-    recorded = manifest["made_of"].get("model", {}).get("sha256")
-    for parent in list(Path(name).absolute().parents)[:3] if Path(name).is_dir() else ():
-        found = parent / Path(base).name
-        is_model = (found / "config.json").exists() or (found / ADAPTER).exists()
-        if is_model and recorded in (None, weights_hash(found) if read_manifest(found) else content_hash(found)):
-            return str(found)
+    model = manifest["made_of"].get("model", {"sha256": None})
+    if model["sha256"]:
+        beside = found(model["path"], manifest, name)
+        if (read_manifest(beside) or {}).get("sha256") == model["sha256"]:
+            return str(beside)
+    if Path(base).is_dir() or not Path(name).is_dir():
+        return None
+    for parent in list(Path(name).absolute().parents)[:3]:
+        folder = parent / Path(base).name
+        is_model = (folder / "config.json").exists() or (folder / ADAPTER).exists()
+        weights = weights_hash if read_manifest(folder) else content_hash
+        if is_model and model["sha256"] in (None, weights(folder)):
+            return str(folder)
     return None

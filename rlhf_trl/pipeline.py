@@ -25,7 +25,7 @@ from rlhf_trl.cli import cli, fill, read_task
 from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.profiles import ALL, BASE, EVALUATION, check_keys, read_profile, scopes_of, sections, unknown
-from rlhf_trl.provenance import MISSING, UNFINISHED, Task
+from rlhf_trl.provenance import MISSING, STOPPED, UNFINISHED, Task
 from rlhf_trl.steps import STEPS, options_of
 
 SHARDING = ("zero", "fsdp")  # launchers with which PPO cannot train, and the evaluation has no use for shards
@@ -184,7 +184,7 @@ def status(graph: Graph) -> Iterator[str]:
     """A line for each step: whether it is done, and if not, why."""
     for step in graph.order(["report"]):
         refusal, stale = graph.task(step).differences()
-        state = "done" if stale is None else stale if stale in (MISSING, UNFINISHED) else f"stale: {stale}"
+        state = "done" if stale is None else stale if stale in (MISSING, UNFINISHED, STOPPED) else f"stale: {stale}"
         yield f"{step:12} {refusal or state}"
 
 

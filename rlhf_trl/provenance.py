@@ -22,7 +22,8 @@ from rlhf_trl.steps import STEPS
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"  # in the staging folder of a run: the same, of what it began with
-MISSING, UNFINISHED = "missing", "unfinished"  # reasons to make a result: there is none; it can be gone on with
+# Reasons to make a result: there is none; it can be gone on with; so can a run that was stopped on its way to it
+MISSING, UNFINISHED, STOPPED = "missing", "unfinished", "stopped"
 LAYOUT = 2  # of manifests; one of ours without the number is older
 OURS = {"layout", "recipe", "settings", "reference", "judge"}  # one of these is in a manifest of ours of any layout
 # Options that name an input, and what the input is called; of `policies` each has its own name
@@ -138,7 +139,7 @@ class Task:
             return None, "asked for anew"
         started = self.folder.with_name(self.folder.name + ".partial") / STARTED
         if started.exists() and self._change(read_json(started)) == (None, None):
-            return None, "stopped"
+            return None, STOPPED
         try:
             before = read_manifest(self.folder)
         except UserError as error:
@@ -163,7 +164,9 @@ class Task:
             was, now = (sources.get(role, nothing) for sources in (made_of, self.made_of))
             if was["sha256"] == now["sha256"] and (now["sha256"] or was["path"] == now["path"]):
                 continue  # the same content, wherever it lies
-            place, home = (now["path"], self.folder) if now["path"] else (was["path"], before["folder"])
+            place, home = (
+                (now["path"], self.folder) if now["path"] else (was["path"], before.get("folder", self.folder))
+            )
             same = was["path"] is None or now["path"] is None or Path(was["path"]).name == Path(now["path"]).name
             if same and Path(place).parent == Path(home).parent:
                 stale = stale or f"{role} is another"

@@ -71,6 +71,9 @@ def test_every_profile_has_probes(path):
         ("eval: {num_generations: 4}", "eval: unknown key num_generations"),
         ("judge: {prompts: 4}", "judge: unknown key prompts"),
         ("dpo: [1]", "dpo is a section and must hold"),
+        ("dpo: false", "dpo is a section and must hold"),
+        ("sft: {max_steps: 1}", "sft stands there twice"),
+        ("no: 1", "unknown key False"),
         ("world: mars", "unknown world mars"),
     ],
 )
@@ -94,6 +97,12 @@ def test_a_section_overrides_what_is_shared_and_the_command_line_both(tmp_path):
     assert options("reward", "--max_rows", "7")["max_rows"] == 7
     assert [options(step)["seed"] for step in ("reward", "samples", "judge")] == [1, 2, 3]
     assert "max_rows" not in options("judge")  # which has no such option
+
+
+def test_the_judge_is_a_section_and_an_option(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(f"output_dir: {tmp_path}\njudge: none\n")
+    assert read_task("judge", ["--config", str(path)])[-1].judge == "none"
 
 
 def test_a_file_without_sections_is_the_options_of_one_step(tmp_path):

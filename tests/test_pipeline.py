@@ -72,6 +72,8 @@ def test_options_reach_the_steps_that_have_them(graph, tmp_path):
         ("all=--learning_rate 1", "learning_rate means another thing in each method"),
         ("all=--model_name_or_path m", "set base_model"),
         ("ppo=--run_name 'a", "options of ppo cannot be read .* close the quotation"),
+        ("ppo=--fresh", "fresh has no place here; set FRESH=1"),
+        ("eval=--output_dir o", "output_dir has no place here; set RUNS"),
         ("ppo=seed 1", "options begin with --, and seed does not"),
     ],
 )

@@ -16,6 +16,7 @@ import yaml
 
 from rlhf_trl import pipeline
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import lock
 from rlhf_trl.pipeline import Graph, GraphConfig
 from rlhf_trl.provenance import MANIFEST, check_belongs, read_manifest
 from rlhf_trl.steps import STEPS
@@ -224,9 +225,28 @@ def test_an_unfinished_judge_goes_on_when_it_is_named(results):
     assert results.ask("judge") == ["judge"]
 
 
-def test_a_policy_more_is_sampled_too(results):
+def test_a_policy_more_or_less_is_sampled_too(results):
     results.write_profile({"eval": {"policies": ["sft", "ppo"]}})
     assert results.ask("samples") == ["samples"]
+    results.write_profile({})
+    assert results.ask("samples") == ["samples"]
+
+
+def test_a_parent_of_another_name_is_another_setting_wherever_it_lies(results):
+    for options in ("sft=--model_name_or_path {runs}/reward", "ppo=--reward_model_path {runs}/sft"):
+        option = options.format(runs=results.folder / "runs/p")
+        assert "and now it is" in results.ask(option.partition("=")[0], option)
+
+
+def test_a_stopped_run_is_gone_on_with_beside_a_finished_one(results):
+    """As one is that was begun with FRESH=1."""
+    options = ["ppo=--kl_strength 0.2"]
+    task = results.graph(*options).task("ppo")
+    staging = task.folder.with_name("ppo.partial")
+    staging.mkdir()
+    (staging / "started.json").write_text(json.dumps({"options": task.options, "made_of": task.made_of}))
+    assert results.ask("ppo", *options) == ["ppo"]
+    assert "kl_strength: 0.2, and now it is 0.1" in results.ask("ppo")
 
 
 # Of each two results that can disagree: the one that is made anew, the one that is then read, what it was made from
@@ -253,6 +273,38 @@ def test_results_that_do_not_belong_together_are_not_read(anew, reader, complain
         return
     with pytest.raises(UserError, match=f"{complaint}.* do not belong together"):
         task.is_finished()
+
+
+def test_inputs_that_were_made_of_different_things_are_not_read_together(results):
+    """Where no result was made anew, but another thing is asked for."""
+    other = results.folder / "probes.yaml"
+    other.write_text("a: [{prompt: b}]")
+    runs = results.folder / "runs/p"
+    for step, option, role in (
+        ("score", f"score=--probes {other}", "probes"),
+        ("report", f"report=--policies sft ppo={runs}/dpo grpo dpo", "ppo"),
+        ("report", f"report=--reward_model {results.folder}/base", "reward_model"),
+    ):
+        task = results.graph(option).task(step, fresh=True)
+        with pytest.raises(UserError, match=f"are of another {role} each, so they do not belong together"):
+            task.is_finished()
+
+
+def test_what_is_fetched_while_a_step_runs_is_recorded(results, monkeypatch):
+    results.write_profile({"dataset": "some/pairs"})
+    task = results.graph().task("data")
+    assert task.made_of["dataset"]["sha256"] is None
+    monkeypatch.setattr("rlhf_trl.provenance.HF_HUB_CACHE", results.folder)
+    (results.folder / "datasets--some--pairs/refs").mkdir(parents=True)
+    (results.folder / "datasets--some--pairs/refs/main").write_text("commit")
+    assert task.manifest("content")["made_of"]["dataset"]["sha256"] == "commit"
+
+
+def test_two_processes_do_not_make_the_same_result(results, run):
+    options = ["--config", results.folder / "p.yaml", "--output_dir", results.folder / "runs/p", "--fresh"]
+    with lock(results.folder / "runs/p/data"):
+        code, _, error = run("data", *options)
+    assert code == 2 and "another process makes" in error.splitlines()[-1]
 
 
 def test_folders_that_moved_together_still_belong_together(results):
