@@ -12,73 +12,11 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from rlhf_trl import pipeline
-from rlhf_trl.errors import UserError
-from rlhf_trl.files import lock
-from rlhf_trl.pipeline import Graph, GraphConfig
-from rlhf_trl.provenance import MANIFEST, check_belongs, read_manifest
+from rlhf_trl.provenance import MANIFEST, read_manifest
 from rlhf_trl.steps import STEPS
 from tests.conftest import ROOT
-
-PROFILE = {
-    "max_rows": 50,
-    "kl_strength": 0.1,
-    **{"sft": {"max_steps": 3}, "reward": {}, "ppo": {}, "grpo": {}, "dpo": {}},
-    "eval": {"prompts": 8, "judge_model": "m", "base_url": "http://localhost:1/v1"},
-}
-RUNS = ["sft", "reward", "ppo", "grpo", "dpo"]
-RESULTS = ["samples", "score", "judge", "report"]
-
-
-class Results:
-    """A profile with made-up results of all its steps, and what is asked of it."""
-
-    def __init__(self, folder, world, monkeypatch):
-        self.folder, self.ran, self.number = folder, [], 0
-        shutil.copytree(world / "data", folder / "data")
-        shutil.copytree(world / "model", folder / "base")
-        (folder / "template.txt").write_text("{{ dialogue }}{{ first }}{{ second }}")
-        self.write_profile({})
-        monkeypatch.setattr(pipeline, "_call", self.make)
-        self.ask("report")
-        self.ran.clear()
-
-    def write_profile(self, changes):
-        content = PROFILE | {"base_model": str(self.folder / "base"), "dataset": str(self.folder / "data")}
-        content["eval"] = content["eval"] | {"judge_template": str(self.folder / "template.txt")}
-        for scope, values in changes.items():
-            content[scope] = content.get(scope, {}) | values if isinstance(values, dict) else values
-        (self.folder / "p.yaml").write_text(yaml.safe_dump(content))
-
-    def graph(self, *options, fresh=False):
-        profile, runs = str(self.folder / "p.yaml"), str(self.folder / "runs")
-        return Graph(GraphConfig(profile=profile, runs=runs, options=list(options), fresh=fresh))
-
-    def make(self, command):
-        """A result of the step that a command would run, with a content that no other has."""
-        step = next(name for name, row in STEPS.items() if [*row.command] == command[1 : 1 + len(row.command)])
-        if "--dry_run" in command:
-            self.ran.append("dry run")
-            return
-        task = pipeline.read_task(step, command[1 + len(STEPS[step].command) :])[0]
-        task.is_finished()  # as the step itself looks
-        self.number += 1
-        task.folder.mkdir(parents=True, exist_ok=True)
-        (task.folder / MANIFEST).write_text(json.dumps(task.manifest(f"content {self.number}")))
-        if step == "judge":
-            (task.folder / "transcript.jsonl").touch()
-        self.ran.append(step)
-
-    def ask(self, target, *options, fresh=False, graph=None):
-        """What runs for a target, or the refusal."""
-        self.ran.clear()
-        try:
-            pipeline.run(graph or self.graph(*options, fresh=fresh), target.split())
-        except UserError as error:
-            return str(error)
-        return list(self.ran)
+from tests.made_up_results import RUNS, Results, moved
 
 
 @pytest.fixture
@@ -95,12 +33,6 @@ def copied(results, name):
 def touched(results):
     for path in results.folder.rglob("*"):
         os.utime(path)
-
-
-def moved(results):
-    shutil.copytree(results.folder / "runs", results.folder / "elsewhere")
-    shutil.rmtree(results.folder / "runs")
-    (results.folder / "elsewhere").rename(results.folder / "runs")
 
 
 def rewritten(results, name, old, new):
@@ -247,74 +179,6 @@ def test_a_stopped_run_is_gone_on_with_beside_a_finished_one(results):
     (staging / "started.json").write_text(json.dumps({"options": task.options, "made_of": task.made_of}))
     assert results.ask("ppo", *options) == ["ppo"]
     assert "kl_strength: 0.2, and now it is 0.1" in results.ask("ppo")
-
-
-# Of each two results that can disagree: the one that is made anew, the one that is then read, what it was made from
-MIXES = [
-    ("samples", "report", "scores was made from another samples"),
-    ("samples", "report", "judge was made from another samples"),
-    ("score", "report", None),
-    ("reward", "score", "ppo was made from another reward_model"),
-    ("sft", "ppo", "reward was made from another model"),
-    ("reward", "samples", "ppo was made from another reward_model"),
-]
-
-
-@pytest.mark.parametrize(("anew", "reader", "complaint"), MIXES)
-def test_results_that_do_not_belong_together_are_not_read(anew, reader, complaint, results):
-    """By hand, where no graph makes them again first."""
-    graph = results.graph()
-    results.make(graph.command(anew, "--fresh"))
-    if complaint and complaint.startswith("judge"):
-        results.make(graph.command("score"))
-    task = graph.task(reader)
-    if complaint is None:
-        assert task.is_finished() is False  # the report is made again, of what belongs together
-        return
-    with pytest.raises(UserError, match=f"{complaint}.* do not belong together"):
-        task.is_finished()
-
-
-def test_inputs_that_were_made_of_different_things_are_not_read_together(results):
-    """Where no result was made anew, but another thing is asked for."""
-    other = results.folder / "probes.yaml"
-    other.write_text("a: [{prompt: b}]")
-    runs = results.folder / "runs/p"
-    for step, option, role in (
-        ("score", f"score=--probes {other}", "probes"),
-        ("report", f"report=--policies sft ppo={runs}/dpo grpo dpo", "ppo"),
-        ("report", f"report=--reward_model {results.folder}/base", "reward_model"),
-    ):
-        task = results.graph(option).task(step, fresh=True)
-        with pytest.raises(UserError, match=f"are of another {role} each, so they do not belong together"):
-            task.is_finished()
-
-
-def test_what_is_fetched_while_a_step_runs_is_recorded(results, monkeypatch):
-    results.write_profile({"dataset": "some/pairs"})
-    task = results.graph().task("data")
-    assert task.made_of["dataset"]["sha256"] is None
-    monkeypatch.setattr("rlhf_trl.provenance.HF_HUB_CACHE", results.folder)
-    (results.folder / "datasets--some--pairs/refs").mkdir(parents=True)
-    (results.folder / "datasets--some--pairs/refs/main").write_text("commit")
-    assert task.manifest("content")["made_of"]["dataset"]["sha256"] == "commit"
-
-
-def test_two_processes_do_not_make_the_same_result(results, run):
-    options = ["--config", results.folder / "p.yaml", "--output_dir", results.folder / "runs/p", "--fresh"]
-    with lock(results.folder / "runs/p/data"):
-        code, _, error = run("data", *options)
-    assert code == 2 and "another process makes" in error.splitlines()[-1]
-
-
-def test_folders_that_moved_together_still_belong_together(results):
-    moved(results)
-    check_belongs(results.folder / "runs/p/report")
-    shutil.copytree(results.folder / "runs", results.folder / "new")
-    results.make(results.graph().command("samples", "--fresh"))
-    check_belongs(results.folder / "new/p/report")  # which stands on the copy beside it
-    with pytest.raises(UserError, match="samples"):
-        check_belongs(results.folder / "runs/p/report")
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "demo-data"])
