@@ -87,7 +87,7 @@ FAULTS = {
         "sft: .*set use_peft: true",
     ),
     "replies too long": ({"eval": {"max_new_tokens": 999}}, None, "samples: .*999 do not fit the context"),
-    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm: True has no place here: it needs vllm"),
+    "no vLLM": ({"grpo": {"use_vllm": True}}, None, "grpo: use_vllm needs vllm"),
     "no probes": ({"eval": {"probes": "{folder}/nowhere.yaml"}}, None, "samples: the probes .* cannot be read"),
     "no judge": ({"eval": {"judge": "openai"}}, None, "judge: .*OPENAI_API_KEY"),
 }

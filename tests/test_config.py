@@ -87,7 +87,7 @@ def test_a_key_without_a_place_is_refused_whichever_step_runs(text, message, tmp
 
 def test_a_section_overrides_what_is_shared_and_the_command_line_both(tmp_path):
     path = tmp_path / "p.yaml"
-    path.write_text("base_model: m\nseed: 1\nmax_rows: 5\nsft: {max_rows: 6}\neval: {seed: 2}\njudge: {seed: 3}\n")
+    path.write_text("base_model: m\nseed: 1\nmax_rows: 5\nsft: {max_rows: 6}\neval: {seed: 2}\nscore: {seed: 3}\n")
 
     def options(step, *argv):
         return read_task(step, ["--config", str(path), *argv])[0].options
@@ -95,8 +95,8 @@ def test_a_section_overrides_what_is_shared_and_the_command_line_both(tmp_path):
     assert options("sft") == {"seed": 1, "max_rows": 6} | options("sft", "--seed", "1", "--max_rows", "6")
     assert options("reward")["max_rows"] == 5
     assert options("reward", "--max_rows", "7")["max_rows"] == 7
-    assert [options(step)["seed"] for step in ("reward", "samples", "judge")] == [1, 2, 3]
-    assert "max_rows" not in options("judge")  # which has no such option
+    assert [options(step)["seed"] for step in ("reward", "samples", "score")] == [1, 2, 3]
+    assert "seed" not in options("judge")  # which has no such option
 
 
 def test_the_judge_is_a_section_and_an_option(tmp_path):

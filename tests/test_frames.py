@@ -237,7 +237,9 @@ def test_all_read_the_same_ids(family, ending, run, tmp_path, monkeypatch):
     assert set(recorder.taken("scored")) == sampled
 
     changes = {"prompts": 64, "curve_prompts": 64, "best_of": 2, "max_new_tokens": longest, "probes": None}
-    code, _, error = run("score", "--config", settings(tmp_path, "eval", tmp_path, **changes, **shared))
+    config = settings(tmp_path, "eval", tmp_path, **changes, **shared)
+    assert run("samples", "--config", config)[0] == 0
+    code, _, error = run("score", "--config", config)
     assert code == 0, error
     assert set(recorder.taken("scored")) == set(recorder.taken("compared")) == sampled
     for name in ("sft", "ppo", "greedy/dpo", "best_of"):

@@ -59,7 +59,11 @@ CHANGES = {
     "ARGS of a judge": ((None, ["judge=--judge_model n"]), ["judge"], "judge_model: m, and now it is n"),
     "ARGS of the evaluation": ((None, ["eval=--prompts 9"]), ["samples"], "prompts: 8, and now it is 9"),
     "ARGS of all": ((None, ["all=--max_rows 9"]), ["data", *RUNS, "eval-reward", "samples", "score"], "max_rows: 50"),
-    "SEED": ((None, ["all=--seed 1"]), list(STEPS)[1:], "seed: 0, and now it is 1"),
+    "SEED": (
+        (None, ["all=--seed 1"]),
+        [*RUNS, "eval-reward", "samples", "score", "report"],
+        "seed: 0, and now it is 1",
+    ),
     "MODEL": (
         (None, ["all=--base_model {folder}/runs"]),
         ["data", "sft"],
@@ -128,8 +132,7 @@ def test_fresh_makes_the_step_that_is_named_and_the_next_command_what_stands_on_
 
 
 def test_fresh_makes_all_anew_where_all_is_named(results):
-    steps = [step for step in STEPS if step != "demo-data"]
-    assert results.ask("all", "all=--seed 1", fresh=True) == steps
+    assert results.ask("all", "all=--seed 1", fresh=True) == [step for step in STEPS if step != "demo-data"]
     assert results.ask("all", "all=--seed 1") == []
 
 
@@ -196,7 +199,7 @@ def test_the_answer_comes_within_two_seconds(results):
     command += ["--runs", str(results.folder / "runs")]
     for options, code, said in (
         ([], 0, "nothing to do; the result is in "),
-        (["--options", "all=--seed 1"], 2, "error: data: .* seed: 0, and now it is 1"),
+        (["--options", "all=--seed 1"], 2, "error: sft: .* seed: 0, and now it is 1"),
     ):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
