@@ -28,6 +28,7 @@ class Results:
         shutil.copytree(world / "data", folder / "data")
         shutil.copytree(world / "model", folder / "base")
         (folder / "template.txt").write_text("{{ dialogue }}{{ first }}{{ second }}")
+        (folder / "probes.yaml").write_text("a: [{prompt: b}]")
         self.write_profile({})
         monkeypatch.setattr(pipeline, "_call", self.make)
         self.ask("report")
@@ -35,7 +36,8 @@ class Results:
 
     def write_profile(self, changes):
         content = PROFILE | {"base_model": str(self.folder / "base"), "dataset": str(self.folder / "data")}
-        content["eval"] = content["eval"] | {"judge_template": str(self.folder / "template.txt")}
+        files = {"judge_template": "template.txt", "probes": "probes.yaml"}
+        content["eval"] = content["eval"] | {option: str(self.folder / name) for option, name in files.items()}
         for scope, values in changes.items():
             content[scope] = content.get(scope, {}) | values if isinstance(values, dict) else values
         (self.folder / "p.yaml").write_text(yaml.safe_dump(content))

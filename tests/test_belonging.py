@@ -43,8 +43,8 @@ def test_results_that_do_not_belong_together_are_not_read(anew, reader, complain
 
 def test_inputs_that_were_made_of_different_things_are_not_read_together(results):
     """Where no result was made anew, but another thing is asked for."""
-    other = results.folder / "probes.yaml"
-    other.write_text("a: [{prompt: b}]")
+    other = results.folder / "others.yaml"
+    other.write_text("a: [{prompt: c}]")
     runs = results.folder / "runs/p"
     for step, option, role in (
         ("score", f"score=--probes {other}", "probes"),
