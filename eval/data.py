@@ -23,10 +23,10 @@ from eval.pages import figures
 from eval.pages.markdown import render
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import files_hash, replaced, write_json
+from rlhf_trl.files import write_json
 from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.frames import Frame, messages
-from rlhf_trl.provenance import MANIFEST, Task
+from rlhf_trl.provenance import Task
 from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
@@ -71,12 +71,11 @@ def main(task: Task, data_config: DataConfig, config: DataAnalysisConfig) -> Non
     }
 
     panels = {title: {name: table.eval(of).to_numpy() for name, table in tables.items()} for title, of in DRAWN.items()}
-    with replaced(folder) as staging:
+    with task.written() as staging:
         pd.concat(tables, names=["split", "row"]).to_csv(staging / "pairs.csv")
         figures.histograms(panels, staging / "lengths")
         write_json(staging / "data.json", summary)
         (staging / "DATA.md").write_text(render("DATA.md", data=summary, lengths=LENGTHS), encoding="utf-8")
-        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
     print(f"What the data holds is in {folder / 'DATA.md'}")
 
 

@@ -18,8 +18,8 @@ from eval.config import ReportConfig
 from eval.pages import figures, sentences
 from eval.pages.markdown import render
 from eval.pages.page import body
-from rlhf_trl.files import files_hash, replaced, write_json
-from rlhf_trl.provenance import MANIFEST, Task
+from rlhf_trl.files import write_json
+from rlhf_trl.provenance import Task
 
 TRUTHS = {"gold": "gold reward", "judge": "judge's score"}
 SHOWN = ("completion", "finished", "proxy", "gold")  # of a reply in the sample browser
@@ -28,7 +28,7 @@ SHOWN = ("completion", "finished", "proxy", "gold")  # of a reply in the sample 
 def main(task: Task, config: ReportConfig) -> None:
     results = Results(config)
     summary = summarise(results)
-    with replaced(task.folder) as staging:
+    with task.written() as staging:
         write_json(staging / "summary.json", summary)
         pairs, curves = summary["comparisons"], summary["optimisation"]
         context = {
@@ -50,7 +50,6 @@ def main(task: Task, config: ReportConfig) -> None:
         images = {f"{path.stem}.png": _data_uri(path) for path in staging.glob("*.svg")}
         page = render("report.html", **context, body=body(text, images), prompts=side_by_side(results))
         (staging / "report.html").write_text(page, encoding="utf-8")
-        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
     print(f"The report is in {task.folder / 'ANALYSIS.md'}")
 
 

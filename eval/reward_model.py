@@ -26,12 +26,12 @@ from eval.metrics import PairwiseAccuracy
 from eval.pages import figures
 from eval.pages.markdown import render
 from rlhf_trl.config import DataConfig
-from rlhf_trl.files import files_hash, replaced, write_json, write_jsonl
+from rlhf_trl.files import write_json, write_jsonl
 from rlhf_trl.frame_loading import set_pad
 from rlhf_trl.frames import Frame
 from rlhf_trl.measure import machine, versions
 from rlhf_trl.models import device
-from rlhf_trl.provenance import MANIFEST, Task
+from rlhf_trl.provenance import Task
 from rlhf_trl.rewards import check_reward_model, load_raw, reward_frame, score
 from rlhf_trl.splits import load_split
 from rlhf_trl.tokens import build_dataset, fingerprint
@@ -80,14 +80,13 @@ def main(task: Task, data_config: DataConfig, config: CardConfig) -> None:
         "score": {side: table[f"scores_{side}"].to_numpy() for side in SIDES},
         "chosen minus rejected": {"pairs": margins_of(table)},
     }
-    with replaced(task.folder) as staging:
+    with task.written() as staging:
         write_json(staging / "card.json", card)
         write_jsonl(staging / "pairs.jsonl", table.to_dict("records"))
         write_jsonl(staging / "errors.jsonl", errors)
         figures.histograms(histograms, staging / "reward_distributions")
         figures.reliability(card["reliability"], staging / "reliability")
         (staging / "CARD.md").write_text(render("CARD.md", card=card), encoding="utf-8")
-        write_json(staging / MANIFEST, task.manifest(files_hash(staging)))
     print(f"The reward model's card is {task.folder / 'CARD.md'}")
 
 

@@ -33,10 +33,10 @@ from eval.samples import frame_of
 from rlhf_trl.batching import batches
 from rlhf_trl.config import DataConfig
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import files_hash, read_jsonl, replaced, write_json, write_jsonl
+from rlhf_trl.files import read_jsonl, write_jsonl
 from rlhf_trl.frames import REPLY, Frame, RowError
 from rlhf_trl.models import device, load_policy
-from rlhf_trl.provenance import MANIFEST, Task, found, read_result
+from rlhf_trl.provenance import Task, found, read_result
 from rlhf_trl.rewards import check_scale, load_reward_model, score
 
 # How replies begin that decline, after the lists that automatic red-teaming counts refusals by (Zou et al. 2023, arXiv
@@ -74,7 +74,7 @@ def main(task: Task, data_config: DataConfig, config: ScoreConfig) -> None:
     if not PartialState().is_main_process:
         return
     rule = GOLD_RULES.get(config.gold_rule)
-    with replaced(task.folder) as staging:
+    with task.written(scale=scale, kl=estimators) as staging:
         for name, rows in files.items():
             for row in rows:
                 row["gold"] = rule.reward(row["dialogue"], row["completion"]) if rule else None
@@ -85,7 +85,6 @@ def main(task: Task, data_config: DataConfig, config: ScoreConfig) -> None:
                     row |= {"group": probe["group"], "passed": passes(probe, row["completion"])}
                 row["completion_tokens"] = len(row.pop("completion_ids"))
             write_jsonl(staging / f"{name}.jsonl", rows)
-        write_json(staging / MANIFEST, task.manifest(files_hash(staging), scale=scale, kl=estimators))
     print(f"Scores of {', '.join(name for name in files if '/' not in name)} are in {task.folder}")
 
 

@@ -24,6 +24,7 @@ MODEL_FILES = {
     ".txt",
     ".py",
 }  # of a model folder: what decides what it says
+REMEMBERED = 2**20  # bytes of a file from which on its hash is kept
 NO_MODEL_FILES = {"manifest.json", "trainer_state.json"}
 
 
@@ -101,8 +102,10 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process makes {folder}; wait for its end or end it") from error
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -159,6 +162,8 @@ class _KnownHashes:
 
     def of(self, file: Path) -> str:
         stat = file.stat()
+        if stat.st_size < REMEMBERED:
+            return file_hash(file)
         key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         self.new[key] = self.known.get(key) or file_hash(file)
         return self.new[key]

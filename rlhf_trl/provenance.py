@@ -6,8 +6,8 @@ never read together. A result is trusted by its manifest, outside files are hash
 """
 
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from rlhf_trl import kl
 from rlhf_trl.errors import UserError
-from rlhf_trl.files import content_hash, read_json
+from rlhf_trl.files import content_hash, files_hash, read_json, replaced, write_json
 from rlhf_trl.steps import STEPS
 
 MANIFEST = "manifest.json"
@@ -151,14 +151,20 @@ class Task:
         refusal, stale = self._change(before)
         return refusal, stale or (UNFINISHED if before.get("unfinished") else None)
 
-    def _change(self, before: dict[str, Any]) -> tuple[str | None, str | None]:
-        """The first thing that is refused of what was asked for before, and the first input that is another by now."""
-        anew = f"set it back, or RUNS to another folder, or 'make {self.step} FRESH=1' (by hand: --fresh)"
-        options, made_of = before.get("options", {}), before.get("made_of", {})
+    def changed_options(self, before: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """The options that matter and are others by now: name, what it was, what it is."""
+        options = before.get("options", {})
         for name in sorted(options.keys() | self.options.keys()):
             was, now = (values.get(name, self.defaults.get(name)) for values in (options, self.options))
             if was != now and not name.startswith(NO_MATTER):
-                return f"{self.folder} was made with {name}: {was}, and now it is {now}; {anew}", None
+                yield name, was, now
+
+    def _change(self, before: dict[str, Any]) -> tuple[str | None, str | None]:
+        """The first thing that is refused of what was asked for before, and the first input that is another by now."""
+        anew = f"set it back, or RUNS to another folder, or 'make {self.step} FRESH=1' (by hand: --fresh)"
+        for name, was, now in self.changed_options(before):
+            return f"{self.folder} was made with {name}: {was}, and now it is {now}; {anew}", None
+        made_of = before.get("made_of", {})
         stale, nothing = None, {"path": None, "sha256": None}
         for role in sorted(made_of.keys() | self.made_of.keys()):
             was, now = (sources.get(role, nothing) for sources in (made_of, self.made_of))
@@ -176,6 +182,14 @@ class Task:
             else:
                 return f"{self.folder} was made of {role}: {was['path']}, and now it is {now['path']}; {anew}", None
         return None, stale
+
+    @contextmanager
+    def written(self, **more: Any) -> Iterator[Path]:
+        """A folder to write the result to. It gets its manifest, and takes the place of an older one, when all is
+        written."""
+        with replaced(self.folder) as staging:
+            yield staging
+            write_json(staging / MANIFEST, self.manifest(files_hash(staging), **more))
 
     def manifest(self, sha256: str | None, **more: Any) -> dict[str, Any]:
         """The manifest of the result, whose content has this hash; None if it has none yet."""

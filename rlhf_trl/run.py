@@ -25,7 +25,7 @@ from rlhf_trl.errors import UserError, work
 from rlhf_trl.files import checkpoints, lock, read_json, step_of, swap, weights_hash, write_json
 from rlhf_trl.frame_loading import TOKEN_OPTIONS
 from rlhf_trl.frames import TODAY, Frame
-from rlhf_trl.provenance import MANIFEST, NO_MATTER, STARTED, Task, read_manifest
+from rlhf_trl.provenance import MANIFEST, STARTED, Task, read_manifest
 from rlhf_trl.record import COSTS, SEALED, Recorder
 from rlhf_trl.tokens import fingerprint
 
@@ -209,10 +209,9 @@ class Run:
         for name in now["made_of"].keys() - {"dataset"}:
             if now["made_of"][name]["sha256"] != before["made_of"].get(name, {}).get("sha256"):
                 raise UserError(f"{self.staging} holds a stopped run from another {name}; {start_again}")
-        then, today = ({"processes": of["processes"]} | self.task.defaults | of["options"] for of in (before, now))
-        for name in sorted(then.keys() | today.keys()):
-            was, value = then.get(name), today.get(name)
-            if was == value or name.startswith(NO_MATTER):
+        processes = "processes", before["processes"], now["processes"]
+        for name, was, value in (processes, *self.task.changed_options(before)):
+            if was == value:
                 continue
             change = f"{self.staging} holds a stopped run with {name}: {was}, and now it is {value}"
             if name.startswith(DECIDES):
