@@ -32,6 +32,7 @@ def main(start: TaskConfig, data_config: DataConfig, config: CompareConfig) -> N
         data = [data_config] if module in (samples, score) else []
         values = {name: value for part in (*data, own) for name, value in vars(part).items()}
         task = Task.of(step, values, {}, own.reads, start.fresh)
-        if not task.is_finished():
+        if task.is_finished():
+            print(f"{step}: nothing to do; the result is in {task.folder}")
+        else:
             module.main(task, *data, own)
-    print(f"The report is in {task.folder / 'ANALYSIS.md'}")

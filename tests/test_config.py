@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser
 
+from eval.__main__ import COMMANDS
 from eval.probes import load_probes
 from rlhf_trl import cli, kl, outline
-from rlhf_trl.cli import parse, read_task
+from rlhf_trl.cli import fill, parse, read_task
 from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.profiles import ALL, read_profile, scopes_of
@@ -83,6 +84,15 @@ def test_a_key_without_a_place_is_refused_whichever_step_runs(text, message, tmp
     for step in ("sft", "samples"):
         with pytest.raises(UserError, match=message):
             read_task(step, ["--config", str(path)])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_command_that_is_no_step_takes_what_a_profile_says_to_the_evaluation(path, tmp_path):
+    argv = ["--config", str(path), "--output_dir", str(tmp_path), "--policies", "a=x", "b=y"]
+    _, data, config = fill(None, COMMANDS["compare"], argv)[0]
+    said = read_profile(path)["eval"]
+    assert {name: getattr(config, name) for name in said} == said
+    assert data.max_prompt_tokens == read_profile(path)["max_prompt_tokens"]
 
 
 def test_a_section_overrides_what_is_shared_and_the_command_line_both(tmp_path):
