@@ -22,12 +22,12 @@ from eval.config import DataAnalysisConfig
 from eval.pages import figures
 from eval.pages.markdown import render
 from rlhf_trl.config import DataConfig
+from rlhf_trl.data_files import find_files
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import write_json
 from rlhf_trl.frame_loading import load_frame
 from rlhf_trl.frames import Frame, messages
 from rlhf_trl.provenance import Task
-from rlhf_trl.sources import find_files
 from rlhf_trl.tokens import UNFIT, print_files, tokenize_split
 
 # Why `load_split` leaves out rows of a split; its other reasons concern the whole file

@@ -20,12 +20,12 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from trl import maybe_convert_to_chatml
 
-from rlhf_trl import sources
+from rlhf_trl import data_files
 from rlhf_trl.config import COLUMNS, ROW, DataConfig
+from rlhf_trl.data_files import OPTIONS, SURROGATE, DataFile, find_files, read_records
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import file_hash
 from rlhf_trl.frames import REPLY, TURN, RowError, messages
-from rlhf_trl.sources import OPTIONS, SURROGATE, DataFile, find_files, read_records
 
 FEATURES = Features({name: Value("string") for name in (*ROW, "subset", "file", "key", "dropped")})
 SPEAKERS = {"system": "System", "user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
@@ -49,7 +49,7 @@ def load_pairs(config: DataConfig, split: str) -> Dataset:
         contents = [(*file, file_hash(file.path)) for file in files]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); check the file, or remove it") from error
-    code = [file_hash(Path(module)) for module in (__file__, sources.__file__)]
+    code = [file_hash(Path(module)) for module in (__file__, data_files.__file__)]
     try:
         return Dataset.from_generator(
             _read_files,

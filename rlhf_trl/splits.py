@@ -6,9 +6,9 @@ from collections import Counter
 from datasets import Dataset
 
 from rlhf_trl.config import DataConfig
+from rlhf_trl.data_files import find_files
 from rlhf_trl.errors import UserError
 from rlhf_trl.preferences import load_pairs
-from rlhf_trl.sources import find_files
 
 TEST_SHARE = 0.1  # of the prompts, where the data have no test split
 

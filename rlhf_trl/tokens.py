@@ -15,11 +15,11 @@ from datasets.fingerprint import Hasher
 
 from rlhf_trl import frame_loading, frames, splits
 from rlhf_trl.config import ROW, DataConfig
+from rlhf_trl.data_files import find_files, unread_files
 from rlhf_trl.errors import UserError, check_writable
 from rlhf_trl.files import file_hash
 from rlhf_trl.frames import Frame
 from rlhf_trl.preferences import load_pairs
-from rlhf_trl.sources import find_files, unread_files
 from rlhf_trl.splits import load_split
 
 TOO_LONG = ("prompt too long", "reply too long")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from rlhf_trl.config import DataConfig
+from rlhf_trl.data_files import find_files
 from rlhf_trl.preferences import load_pairs
-from rlhf_trl.sources import find_files
 from rlhf_trl.splits import load_split
 from tests.conftest import settings
 from tests.preference_rows import FIVE, FORMS, FOUR, PLAIN, QUESTION, ROW, SYSTEM, turn, write
