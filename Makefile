@@ -60,10 +60,10 @@ check: $(INSTALLED)
 	@$(RUN) -m eval check $(GRAPH)
 # With what there is, as to train it first may take days
 chat: $(INSTALLED)
-	@$(RUN) -m eval chat --policy $(if $(findstring /,$(POLICY)),,$(OUT)/)$(POLICY) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(RUN) -m eval chat --policy $(call quoted,$(if $(findstring /,$(POLICY)),,$(OUT)/)$(POLICY)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 $(STUDIES): $(INSTALLED)
-	$(if $(filter correctness,$@),,@$(RUN) -m rlhf_trl.pipeline reward --profile demo --runs $(RUNS))
-	$(RUN) benchmarks/$(@:bench=speed).py $(if $(filter correctness,$@),,$(RUNS)/demo $(ARGS))
+	$(if $(filter correctness,$@),,@$(RUN) -m rlhf_trl.pipeline reward --profile demo --runs $(call quoted,$(RUNS)))
+	$(RUN) benchmarks/$(@:bench=speed).py $(if $(filter correctness,$@),,$(call quoted,$(RUNS)/demo) $(ARGS))
 test: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -72,7 +72,7 @@ lint: $(INSTALLED)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 clean:
-	rm -rf $(OUT)
+	rm -rf $(call quoted,$(OUT))
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=' >&2; exit 2; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -12,6 +12,7 @@ from eval import judge, report, samples, score
 from eval.config import CompareConfig, JudgeConfig, ReportConfig, SamplesConfig, ScoreConfig
 from rlhf_trl.config import DataConfig, TaskConfig
 from rlhf_trl.errors import UserError
+from rlhf_trl.files import lock
 from rlhf_trl.provenance import Task
 
 
@@ -35,4 +36,5 @@ def main(start: TaskConfig, data_config: DataConfig, config: CompareConfig) -> N
         if task.is_finished():
             print(f"{step}: nothing to do; the result is in {task.folder}")
         else:
-            module.main(task, *data, own)
+            with lock(task.folder):
+                module.main(task, *data, own)

@@ -101,8 +101,10 @@ def main(task: Task, data_config: DataConfig, config: SamplesConfig) -> None:
 def _clear(folder: Path, keys: dict[str, str]) -> None:
     """Remove replies that other weights or settings gave, or that nobody asks for; one process does, before any
     starts."""
-    (folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
     known = read_json(folder / "keys.json") if (folder / "keys.json").exists() else {}
+    if (folder / MANIFEST).exists():
+        known = known if read_json(folder / MANIFEST).get("sha256") == files_hash(folder) else {}  # some are damaged
+        (folder / MANIFEST).unlink()  # it says that all is there
     for name in known.keys() | keys.keys():
         if known.get(name) != keys.get(name):
             for path in (folder / f"{name}.jsonl", *_partials(folder / f"{name}.jsonl")):

@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_trl.cli import cli, parse
-from rlhf_trl.files import content_hash, write_json
+from rlhf_trl.files import content_hash, lock, write_json
 from rlhf_trl.provenance import MANIFEST
 
 LABEL_NOISE = 0.07
@@ -78,10 +78,11 @@ CLOSING = " I hope this helps!"
 def main() -> None:
     task, config = parse("demo-data", __doc__)
     folder = Path(config.output_dir)
-    (folder / "model" / MANIFEST).unlink(missing_ok=True)  # it says that all is there
-    pairs = write_data(folder / "dataset", config.seed)
-    write_model(folder / "model", pairs, config.seed)
-    write_json(folder / "model" / MANIFEST, task.manifest(content_hash(folder / "model")))
+    with lock(task.folder):
+        (task.folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
+        pairs = write_data(folder / "dataset", config.seed)
+        write_model(task.folder, pairs, config.seed)
+        write_json(task.folder / MANIFEST, task.manifest(content_hash(task.folder)))
     print(f"The demo's data and untrained model are in {folder}")
 
 

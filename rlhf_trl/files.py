@@ -41,9 +41,16 @@ def read_json(path: Path) -> dict:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSONL file; a last line that a killed process left half-written is not one."""
+    """The objects of a JSONL file; a last line that a killed process left half-written is not one.
+
+    Raises:
+        UserError: another line is none.
+    """
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make it anew with FRESH=1 (by hand: --fresh)") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -100,8 +107,11 @@ def lock(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process makes {folder}; wait for its end or end it") from error
+            taken = os.fstat(file.fileno()).st_ino != path.stat().st_ino  # if whoever had it took it away meanwhile
+        except OSError:
+            taken = True
+        if taken:
+            raise UserError(f"another process makes {folder}; wait for its end or end it")
         try:
             yield
         finally:

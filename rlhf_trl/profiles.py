@@ -52,8 +52,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def sections(content: dict[str, Any]) -> list[str]:
-    """The sections of a profile; none in a file that is the options of one step. Text is an option: `judge: gold`."""
-    return [name for name in content if name in (*STEPS, EVALUATION) and not isinstance(content[name], str)]
+    """The sections of a profile; none in a file that is the options of one step. `judge: gold` is an
+    option."""
+    named = [name for name in content if name in (*STEPS, EVALUATION)]
+    return [name for name in named if not (name == "judge" and isinstance(content[name], str))]
 
 
 def profile_values(path: str | Path, content: dict[str, Any], step: str, folder: Path) -> dict[str, Any]:

@@ -127,9 +127,9 @@ class Task:
         return replace(self, made_of=sources)
 
     def sources(self) -> dict[str, dict[str, str | None]]:
-        """`made_of`, with the hashes of what was not there before it was fetched."""
+        """`made_of`, with the commits of what has been fetched meanwhile."""
         return {
-            role: entry | {"sha256": entry["sha256"] or identity(role, entry["path"])}
+            role: entry if Path(entry["path"]).exists() else entry | {"sha256": identity(role, entry["path"])}
             for role, entry in self.made_of.items()
         }
 
@@ -154,7 +154,7 @@ class Task:
     def changed_options(self, before: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         """The options that matter and are others by now: name, what it was, what it is."""
         options = before.get("options", {})
-        for name in sorted(options.keys() | self.options.keys()):
+        for name in sorted(options.keys() | self.options.keys(), key=lambda name: (name != "judge", name)):
             was, now = (values.get(name, self.defaults.get(name)) for values in (options, self.options))
             if was != now and not name.startswith(NO_MATTER):
                 yield name, was, now
@@ -266,7 +266,8 @@ def found(path: str, manifest: dict[str, Any], folder: str | Path) -> Path:
     """Where an input lies by now whose path stands in the manifest of a result in `folder`: with that, if both were in
     one profile's folder."""
     source, before = Path(path), Path(manifest["folder"]).parent
-    return Path(folder).parent / source.relative_to(before) if before in source.parents else source
+    moved = Path(folder).parent / source.relative_to(before) if before in source.parents else source
+    return moved if moved.exists() else source
 
 
 def check_belongs(folder: str | Path) -> None:

@@ -61,6 +61,18 @@ def test_the_seed_decides_and_nothing_else(run, untrained, tmp_path):
     assert replies(tmp_path)["sft.jsonl"] != first["sft.jsonl"]
 
 
+def test_damaged_replies_are_sampled_again(run, untrained, tmp_path):
+    assert run("samples", "--config", untrained)[0] == 0
+    path = tmp_path / "samples/other.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"completion"', '"completed"', 1))
+    assert run("samples", "--config", untrained, "--fresh")[0] == 0
+    assert path.read_text() == text
+    path.write_text(text.replace("{", "", 1))
+    with pytest.raises(UserError, match=r"other\.jsonl is damaged .* FRESH=1"):
+        read_jsonl(path)
+
+
 def test_replies_of_a_prompt_stand_in_a_row_and_differ(run, untrained, tmp_path):
     assert run("samples", "--config", untrained)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("samples/**/*.jsonl")}
