@@ -19,7 +19,7 @@ make TARGET [VARIABLE=VALUE ...]
   test, lint, clean        install, lint and test; format; delete RUNS/PROFILE
   correctness, chaos, bench  studies of this project: the trainers on bandits, kill -9, speed and memory
 
-  PROFILE   $(filter-out probes,$(basename $(notdir $(wildcard configs/*.yaml))))  (now: $(PROFILE))
+  PROFILE   $(basename $(notdir $(wildcard configs/*.yaml)))  (now: $(PROFILE))
   MODEL     base model: a folder or a hub name (default: the one in the profile)
   DATA      preference pairs: a folder, a file or a hub name (default: the one in the profile)
   SEED      seed of data, training and evaluation (default: the one in the profile, or 0)

@@ -51,7 +51,7 @@ GB = 10**9
 
 
 @dataclass
-class Step:
+class CheckedRecipe:
     """A recipe's settings, and what is found out about it."""
 
     name: str
@@ -121,7 +121,7 @@ def main(config: GraphConfig) -> None:
     print(f"{graph.folder.name} can run on this machine")
 
 
-def read_configs(graph: Graph, findings: Findings) -> list[Step]:
+def read_configs(graph: Graph, findings: Findings) -> list[CheckedRecipe]:
     """The recipes whose settings are sound."""
     steps, sft = [], str(graph.folder / "sft")
     for name, recipe in RECIPES.items():
@@ -133,7 +133,7 @@ def read_configs(graph: Graph, findings: Findings) -> list[Step]:
             paths = (getattr(part, "reward_model_path", None) for part in (*others, args))
             reward_model = next(filter(None, paths), None)
             token_options = {option: getattr(args, option) for option in TOKEN_OPTIONS if getattr(args, option, None)}
-            steps.append(Step(name, data, model, args, token_options, reward_model))
+            steps.append(CheckedRecipe(name, data, model, args, token_options, reward_model))
     base = next((step for step in steps if step.name == "sft"), None)
     for step in steps:
         if step.model.model_name_or_path == sft and not Path(sft).exists():
@@ -143,7 +143,7 @@ def read_configs(graph: Graph, findings: Findings) -> list[Step]:
     return steps
 
 
-def check_models(step: Step, graph: Graph, findings: Findings) -> None:
+def check_models(step: CheckedRecipe, graph: Graph, findings: Findings) -> None:
     """That the models can be had, that prompts and replies fit them, and that the device can compute with them."""
     model, reward_model = step.model, step.reward_model
     with findings.of(step.name):
@@ -165,7 +165,7 @@ def check_models(step: Step, graph: Graph, findings: Findings) -> None:
             raise UserError("this GPU cannot compute in bfloat16; set dtype: float32 and no quantization")
 
 
-def check_data(step: Step, findings: Findings) -> None:
+def check_data(step: CheckedRecipe, findings: Findings) -> None:
     """That the recipe's splits hold rows within its limits, and enough of them for its batches."""
     for split in RECIPES[step.name].splits:
         with findings.of(step.name):
@@ -188,7 +188,7 @@ def read_split(data: DataConfig, split: str, frame: Frame | None, seed: int) -> 
         return build_dataset(data, split, frame, seed)
 
 
-def check_evaluation(graph: Graph, steps: list[Step], findings: Findings) -> None:
+def check_evaluation(graph: Graph, steps: list[CheckedRecipe], findings: Findings) -> None:
     """That there are prompts that the model can read, probes and templates as named, and somebody to judge."""
     base = next((step for step in steps if step.frame), None)
     parts = {}
@@ -223,7 +223,7 @@ def check_judge(judge: JudgeConfig, gold_rule: str | None) -> None:
         raise UserError("nobody can judge; set OPENAI_API_KEY, or base_url to a server of yours, or judge: none")
 
 
-def check_memory(steps: list[Step], findings: Findings) -> None:
+def check_memory(steps: list[CheckedRecipe], findings: Findings) -> None:
     """That each recipe fits the memory of its device; prints what it takes."""
     libraries = psutil.Process().memory_info().rss
     steps = [step for step in steps if step.rows is not None]
@@ -252,7 +252,7 @@ def check_memory(steps: list[Step], findings: Findings) -> None:
                 raise UserError(f"needs {need.total / GB:.1f} GB of memory, and {there / GB:.1f} are there; {remedy}")
 
 
-def check_disk(graph: Graph, steps: list[Step], findings: Findings) -> None:
+def check_disk(graph: Graph, steps: list[CheckedRecipe], findings: Findings) -> None:
     """That the disk holds the runs with their checkpoints."""
     need = sum(map(run_size, (step for step in steps if step.estimate)))
     folder = graph.folder.absolute()
@@ -263,7 +263,7 @@ def check_disk(graph: Graph, steps: list[Step], findings: Findings) -> None:
             raise UserError(message)
 
 
-def run_size(step: Step) -> int:
+def run_size(step: CheckedRecipe) -> int:
     """Bytes of a run folder: the result, checkpoints of what is trained, and the newest one's optimizer."""
     args, need = step.args, step.estimate
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -67,7 +67,7 @@ def main(task: Task, data_config: DataConfig, config: SamplesConfig) -> None:
     prompts = build_dataset(data_config, "eval", frame, config.seed)
     prompts = prompts.select(range(min(config.prompts, len(prompts))))
 
-    folder = Path(config.output_dir) / "samples"
+    folder = task.folder
     todo = jobs(
         config,
         list(prompts.select_columns(["subset", "dialogue"])),

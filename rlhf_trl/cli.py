@@ -114,7 +114,7 @@ def parse(step: str, description: str | None = None, argv: list[str] | None = No
 
 
 def read_task(step: str, argv: list[str], description: str | None = None) -> tuple[Any, ...]:
-    """The same without anything that takes long to import, and without a look at what is there."""
+    """The same by outlines of the classes, which are imported quickly; a finished result does not end the program."""
     (own, *parts), defaults = fill(description, outlines(step), argv, step)
     values = {name: value for part in parts for name, value in vars(part).items()}
     reads = [name for part in parts for name in getattr(part, "reads", ())]

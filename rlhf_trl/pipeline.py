@@ -24,7 +24,17 @@ from pathlib import Path
 from rlhf_trl.cli import cli, fill, read_task
 from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
-from rlhf_trl.profiles import ALL, BASE, EVALUATION, check_keys, read_profile, scopes_of, sections, unknown
+from rlhf_trl.profiles import (
+    ALL,
+    BASE,
+    BASE_OPTIONS,
+    EVALUATION,
+    check_keys,
+    read_profile,
+    scopes_of,
+    sections,
+    unknown,
+)
 from rlhf_trl.provenance import MISSING, STOPPED, UNFINISHED, Task
 from rlhf_trl.steps import STEPS, options_of
 
@@ -57,7 +67,7 @@ class GraphConfig:
         if Path(self.profile).suffix != ".yaml":
             self.profile = f"configs/{self.profile}.yaml"
         if not Path(self.profile).exists():
-            there = ", ".join(sorted(path.stem for path in Path("configs").glob("*.yaml") if path.stem != "probes"))
+            there = ", ".join(sorted(path.stem for path in Path("configs").glob("*.yaml")))
             raise UserError(f"there is no profile {self.profile}; choose one of {there}, or name a file")
         launcher = (self.launch or "").split()[:1]
         if launcher and not (LAUNCHERS / f"{launcher[0]}.yaml").exists():
@@ -105,8 +115,8 @@ class Graph:
         for scope in scopes_of(step):
             for name, option in self.given.get(scope, ()):
                 if name == BASE:
-                    if to := {"sft": "model_name_or_path", "data": "tokenizer"}.get(step):
-                        words += [option[0].replace(BASE, to), *option[1:]]
+                    if step in BASE_OPTIONS:
+                        words += [option[0].replace(BASE, BASE_OPTIONS[step]), *option[1:]]
                 elif name in options_of(step):
                     words += option
         return words
@@ -116,6 +126,17 @@ class Graph:
         if step not in self.tasks:
             self.tasks[step] = read_task(step, self.arguments(step))[0]
         return replace(self.tasks[step].now(), fresh=fresh)
+
+    def reason(self, step: str, fresh: bool) -> str | None:
+        """Why a step must run; None if it need not.
+
+        Raises:
+            UserError: it is finished, and asked for with other options.
+        """
+        refusal, stale = self.task(step, fresh).differences()
+        if refusal:
+            raise UserError(f"{step}: {refusal}")
+        return stale
 
     def needs(self, step: str) -> list[str]:
         """The steps in whose folders the inputs of a step lie."""
@@ -157,25 +178,22 @@ def run(graph: Graph, targets: list[str]) -> None:
     order = graph.order(["report" if target == ALL else target for target in targets])
     anew = (order if ALL in targets else targets) if graph.config.fresh else []
     for step in order:
-        refusal, stale = graph.task(step, step in anew).differences()
-        if refusal:
-            raise UserError(f"{step}: {refusal}")
-        if step == "ppo" and stale and (graph.config.launch or "").startswith(SHARDING):
+        if graph.reason(step, step in anew) and step == "ppo" and (graph.config.launch or "").startswith(SHARDING):
             raise UserError("PPO works with LAUNCH=ddp, not with shards; name other steps, then go on without LAUNCH")
     ran = False
     for number, step in enumerate(order, 1):
-        task = graph.task(step, step in anew)
-        _, stale = task.differences()
-        if stale == UNFINISHED and step not in targets:
+        reason, named = graph.reason(step, step in anew), step in (*targets, *anew)
+        if reason == UNFINISHED and not named:
             print(f"{step} is unfinished; 'make {step}' goes on with it")
-        if stale is None or (stale == UNFINISHED and step not in targets):
             continue
-        if not (step in targets or task.fresh) and (task.folder / "transcript.jsonl").exists():
+        if reason is None:
+            continue
+        if not named and (graph.task(step).folder / "transcript.jsonl").exists():  # of a judge that may cost money
             _call(graph.command(step, "--dry_run", "--fresh"))
-            raise UserError(f"the verdicts are stale ({stale}); 'make {step}' asks anew, then this command goes on")
+            raise UserError(f"the verdicts are stale ({reason}); 'make {step}' asks anew, then this command goes on")
         ran = True
-        print(f"[{number}/{len(order)}] {step} ({stale})", flush=True)
-        _call(graph.command(step, *["--fresh"] * task.fresh))
+        print(f"[{number}/{len(order)}] {step} ({reason})", flush=True)
+        _call(graph.command(step, *["--fresh"] * (step in anew)))
     if not ran:
         print(f"nothing to do; the result is in {graph.task(order[-1]).folder}")
 

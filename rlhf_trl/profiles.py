@@ -16,6 +16,7 @@ from rlhf_trl.errors import UserError
 from rlhf_trl.steps import STEPS, options_of
 
 BASE, WORLD = "base_model", "world"  # keys that the graph reads: what SFT starts from; a made-up world to learn in
+BASE_OPTIONS = {"sft": "model_name_or_path", "data": "tokenizer"}  # what the base is called, by step
 EVALUATION, ALL = "eval", "all"
 FROM_THE_GRAPH = {"output_dir", "model_name_or_path", "reward_model_path", "tokenizer", "fresh"}
 PER_METHOD = {"beta", "learning_rate", "max_steps"}  # which mean another thing in each method
@@ -52,8 +53,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def sections(content: dict[str, Any]) -> list[str]:
-    """The sections of a profile; none in a file that is the options of one step. `judge: gold` is an
-    option."""
+    """The sections of a profile; none in a file that is the options of one step. `judge: gold` is an option."""
     named = [name for name in content if name in (*STEPS, EVALUATION)]
     return [name for name in named if not (name == "judge" and isinstance(content[name], str))]
 
@@ -87,15 +87,12 @@ def from_the_graph(shared: dict[str, Any], named: Iterable[str], step: str, fold
         values["policies"] = policies
     if world := shared.get(WORLD):
         if world != "demo":
-            raise UserError(f"unknown world {world}; the one there is, is demo")
+            raise UserError(f"unknown world {world}; choose demo")
         base = base or str(folder / "model")
         values["dataset"] = str(folder / "dataset")
-    return values | {
-        "output_dir": str(folder / step if step in RECIPES else folder),
-        "model_name_or_path": base if step == "sft" else str(folder / "sft"),
-        "tokenizer": base,
-        "reward_model_path": str(folder / "reward"),
-    }
+    values["output_dir"] = str(folder / step if step in RECIPES else folder)
+    values |= {"model_name_or_path": str(folder / "sft"), "reward_model_path": str(folder / "reward")}
+    return values | ({BASE_OPTIONS[step]: base} if step in BASE_OPTIONS else {})
 
 
 def scopes_of(step: str) -> list[str]:
@@ -118,7 +115,7 @@ def check_keys(scope: str, keys: Iterable[str], where: str) -> None:
             raise UserError(f"{where}{key} means another thing in each method; set it in the section of a step")
         if scope == ALL and key in FROM_THE_GRAPH:
             raise UserError(
-                f"{where}{key} has no place here: steps know it from each other; set {BASE}, or a section's"
+                f"{where}{key} has no place here: the graph sets it; name {BASE}, or set it in a step's section"
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from rlhf_trl import kl
+from rlhf_trl.config import RECIPES
 from rlhf_trl.errors import UserError
 from rlhf_trl.files import content_hash, files_hash, read_json, replaced, write_json
 from rlhf_trl.steps import STEPS
@@ -65,9 +66,8 @@ class Task:
         cls, step: str, values: dict[str, Any], defaults: dict[str, Any], reads: Iterable[str] = (), fresh: bool = False
     ) -> "Task":
         """The task of these options, which reads these results besides those that the options name."""
-        place = Path(values["output_dir"])
-        is_evaluation, folder = STEPS[step].is_evaluation, STEPS[step].folders[0]
-        root = place if is_evaluation or step == "demo-data" else place.parent
+        place, is_run = Path(values["output_dir"]), step in RECIPES
+        root = place.parent if is_run else place
         paths = {role: values[option] for option, role in INPUTS.items() if values.get(option)}
         paths |= {name: str(root / name) for name in reads}
         implied = set(kl.COEFFICIENTS.values()) if values.get("kl_strength") is not None else {"kl_strength"}
@@ -78,11 +78,13 @@ class Task:
         }
         if "policies" in values:
             folders = policy_folders(values["policies"], root)
+            if taken := folders.keys() & {*INPUTS.values(), *reads}:
+                raise UserError(f"a policy cannot be called {min(taken)}, as something else is; write NAME=FOLDER")
             paths |= folders
             chosen["reference"] = next(iter(folders))
         return cls(
             step,
-            root / folder if root == place else place,
+            place if is_run else root / STEPS[step].folders[0],
             json.loads(json.dumps(chosen, default=str)),
             json.loads(json.dumps(defaults, default=str)),
             {role: {"path": path} for role, path in paths.items()},

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoTokenizer
 
-from eval.check import Step
+from eval.check import CheckedRecipe
 from rlhf_trl import memory
 from rlhf_trl.cli import fill
 from rlhf_trl.config import RECIPES
@@ -81,7 +81,7 @@ def settle(recipe, kind, world, folder):
     data, model, *_, args = filled(recipe, config)
     frame = load_frame(str(base))
     rows = build_dataset(data, RECIPES[recipe].splits[0], frame, seed=0)
-    return Step(recipe, data, model, args, {}, None, frame, rows)
+    return CheckedRecipe(recipe, data, model, args, {}, None, frame, rows)
 
 
 def filled(recipe, config):

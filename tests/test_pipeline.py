@@ -71,7 +71,7 @@ def test_options_reach_the_steps_that_have_them(graph, tmp_path):
         ("ppo=--sead 1", "options of ppo: unknown key sead; did you mean seed"),
         ("all=--sead 1", "options of all: unknown key sead"),
         ("all=--learning_rate 1", "learning_rate means another thing in each method"),
-        ("all=--model_name_or_path m", "set base_model"),
+        ("all=--model_name_or_path m", "the graph sets it; name base_model"),
         ("ppo=--run_name 'a", "options of ppo cannot be read .* close the quotation"),
         ("ppo=--fresh", "fresh has no place here; set FRESH=1"),
         ("eval=--output_dir o", "output_dir has no place here; set RUNS"),

@@ -153,6 +153,11 @@ def test_new_samples_take_scores_verdicts_and_report_with_them(results):
     assert results.ask("judge report") == ["judge", "report"]
 
 
+@pytest.mark.parametrize("name", ["base", "scores", "dataset"])
+def test_a_policy_has_a_name_of_its_own(name, results):
+    assert f"a policy cannot be called {name}" in results.ask("report", f"eval=--policies sft {name}=elsewhere")
+
+
 def test_an_unfinished_judge_goes_on_when_it_is_named(results):
     path = results.folder / "runs/p/judge" / MANIFEST
     path.write_text(json.dumps(read_manifest(path.parent) | {"unfinished": True}))
